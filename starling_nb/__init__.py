@@ -1,0 +1,33 @@
+"""Starling-7B, reproduced: prompts, rankings, a reward model, a tuned policy and its evaluation.
+
+The numbered notebooks tell the story; this package does the work. Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import warnings
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Spinning OpenMP workers make torch up to ten times slower beside a busy neighbour.
+if "OMP_WAIT_POLICY" not in os.environ:
+    if "torch" in sys.modules:
+        warnings.warn(
+            "torch was imported before starling_nb: set OMP_WAIT_POLICY=PASSIVE in the environment, "
+            "or import starling_nb first, or training may be several times slower",
+            stacklevel=2,
+        )
+    os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+if TYPE_CHECKING:
+    from starling_nb.stage import Stage
+
+
+def enter(name: str, namespace: dict[str, Any]) -> Stage:
+    """Enter a stage from its notebook: see :func:`starling_nb.stage.enter`."""
+    from starling_nb.stage import enter as _enter
+
+    return _enter(name, namespace)
