@@ -1,0 +1,165 @@
+"""The one place where messages become token ids.
+
+Text is never tokenised twice and never split on role strings: a :class:`ChatFormat` turns messages into ids, and an
+answer's ids are appended to its prompt's ids exactly as a policy would have sampled them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from starling_nb.errors import StarlingError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Message = dict[str, str]
+ROLES = ("system", "user", "assistant")
+
+
+class ChatError(StarlingError):
+    """Messages that cannot be rendered faithfully."""
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a prompt followed by an answer: ``ids[:prompt_length]`` is the prompt, the rest the answer."""
+
+    ids: list[int]
+    prompt_length: int
+
+    @property
+    def answer_length(self) -> int:
+        """Answer tokens, the end-of-turn token included."""
+        return len(self.ids) - self.prompt_length
+
+
+class ChatFormat:
+    """How one model family writes a conversation.
+
+    Args:
+        tokenizer: a Hugging Face tokenizer.
+        template: ``"own"`` (the tokenizer's chat template), ``"openchat"`` (``GPT4 Correct User: …``, OpenChat 3.5
+            model card) or ``"llama2"`` (``[INST] … [/INST] …``, without a system block, as Starling-RM-7B reads it).
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "own") -> None:
+        if template not in ("own", "openchat", "llama2"):
+            raise ChatError(f"unknown chat template {template!r}: choose own, openchat or llama2")
+        if template == "own" and not getattr(tokenizer, "chat_template", None):
+            raise ChatError("this tokenizer has no chat template of its own: choose openchat or llama2")
+        self.tokenizer: Any = tokenizer
+        self.template = template
+        end = "<|end_of_turn|>" if template == "openchat" else tokenizer.eos_token
+        self.eos_id = int(tokenizer.convert_tokens_to_ids(end))
+        self._controls = [token for token in tokenizer.all_special_tokens if token]
+
+    def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
+        """Ids of the conversation up to and including the open assistant turn.
+
+        Raises:
+            ChatError: roles out of order, empty text, a control token inside a message, or a doubled BOS.
+        """
+        self._check(messages)
+        text = self._render(messages)
+        ids: list[int] = self.tokenizer(text, add_special_tokens=self.template != "own")["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        if bos is not None and ids[:2] == [bos, bos]:
+            raise ChatError("two BOS tokens at the start: the template adds one and so does the tokenizer")
+        return ids
+
+    def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
+        """Ids of a prompt and a finished answer, closed by exactly one end-of-turn token.
+
+        Raises:
+            ChatError: as :meth:`prompt_ids`; also for a control token inside the answer.
+        """
+        self._refuse_controls(answer)
+        prompt = self.prompt_ids(messages)
+        lead = " " if self.template == "openchat" else ""
+        body = self.tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
+        return Encoded([*prompt, *body, self.eos_id], len(prompt))
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of sampled answer ids: cut at the end of turn, control tokens removed, outer space stripped."""
+        kept = list(ids)
+        if self.eos_id in kept:
+            kept = kept[: kept.index(self.eos_id)]
+        text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
+        for token in self._controls:
+            text = text.replace(token, "")
+        return text.strip()
+
+    def _render(self, messages: Sequence[Message]) -> str:
+        if self.template == "own":
+            text: str = self.tokenizer.apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True
+            )
+            return text
+        return openchat_text(messages) if self.template == "openchat" else llama2_text(messages)
+
+    def _check(self, messages: Sequence[Message]) -> None:
+        roles = [message["role"] for message in messages]
+        turns = roles[1:] if roles[:1] == ["system"] else roles
+        if not turns or turns != [ROLES[1 + i % 2] for i in range(len(turns))] or turns[-1] != "user":
+            raise ChatError(f"roles must alternate user, assistant, … and end with user; got {roles}")
+        for message in messages:
+            if not message["content"].strip():
+                raise ChatError(f"the {message['role']} message is empty: give it text or drop the conversation")
+            self._refuse_controls(message["content"])
+
+    def _refuse_controls(self, text: str) -> None:
+        for token in self._controls:
+            if token in text:
+                raise ChatError(f"the text contains the control token {token!r}: remove it before encoding")
+
+
+def openchat_text(messages: Sequence[Message]) -> str:
+    """OpenChat-3.5 text with an open assistant turn; no space after the last colon (its model card)."""
+    names = {"user": "GPT4 Correct User: ", "assistant": "GPT4 Correct Assistant: ", "system": ""}
+    turns = "".join(f"{names[m['role']]}{m['content']}<|end_of_turn|>" for m in messages)
+    return turns + "GPT4 Correct Assistant:"
+
+
+def llama2_text(messages: Sequence[Message]) -> str:
+    """Llama-2 chat text as the Starling reward model reads it: no system block, BOS left to the tokenizer."""
+    parts = []
+    for message in messages:
+        if message["role"] == "user":
+            parts.append(f"[INST] {message['content']} [/INST] ")
+        elif message["role"] == "assistant":
+            parts.append(f"{message['content']}</s> ")
+    return "".join(parts)
+
+
+def nectar_text(messages: Sequence[Message]) -> str:
+    """Nectar's prompt text: ``\\n\\nHuman: …\\n\\nAssistant: `` with the last assistant turn open.
+
+    Raises:
+        ChatError: a message contains one of the two role marks, so that the text could not be read back.
+    """
+    names = {"user": "\n\nHuman: ", "assistant": "\n\nAssistant: "}
+    for message in messages:
+        if message["role"] not in names:
+            raise ChatError("Nectar text has no system turn: put its content into the first user message")
+        if any(mark in message["content"] for mark in ("\n\nHuman:", "\n\nAssistant:")):
+            raise ChatError("a message contains a Nectar role mark: rewrite it before it becomes a row")
+    return "".join(names[m["role"]] + m["content"] for m in messages) + names["assistant"]
+
+
+def from_nectar_text(prompt: str) -> list[Message]:
+    """Messages of a Nectar prompt: the inverse of :func:`nectar_text`.
+
+    Raises:
+        ChatError: the text does not start with a human turn or does not end with an open assistant turn.
+    """
+    if not prompt.startswith("\n\nHuman: ") or not prompt.endswith("\n\nAssistant: "):
+        raise ChatError("not a Nectar prompt: it must start with '\\n\\nHuman: ' and end with '\\n\\nAssistant: '")
+    messages: list[Message] = []
+    for turn in prompt[: -len("\n\nAssistant: ")].split("\n\nHuman: ")[1:]:
+        human, *replies = turn.split("\n\nAssistant: ")
+        messages.append({"role": "user", "content": human})
+        messages += [{"role": "assistant", "content": reply} for reply in replies]
+    return messages
