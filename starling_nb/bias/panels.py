@@ -1,0 +1,59 @@
+"""The blog's panels from the authors' counts, and how much fairer one prompt's first places are than another's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from starling_nb import files
+from starling_nb.bias.effects import BiasError, share_from_counts
+from starling_nb.stats import Interval
+
+DRAWS = 2000
+
+
+def published_first_place(path: Path | None = None) -> dict[str, pd.DataFrame]:
+    """First-place shares of the authors' GPT-4 logs by prompt variant, from the committed counts.
+
+    Returns:
+        variant -> ``position, share, low, high, n`` as :func:`first_place_share` gives them.
+    """
+    table = files.read_json(path or files.DATA / "published" / "position_first_place.json")
+    return {arm["variant"]: share_from_counts(arm["counts"]) for arm in table["arms"]}
+
+
+def bias_difference(one: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> Interval:
+    """How much further ``one``'s first places stray from fair than ``other``'s.
+
+    The measure is the chi-square distance per label, ``K · Σ (share - 1/K)²``, less its expectation under fairness,
+    so that noise alone adds nothing. The interval resamples prompts; both tables hold the same prompts.
+
+    Raises:
+        BiasError: the two tables share no prompt.
+    """
+    common = sorted(set(one.prompt_id) & set(other.prompt_id))
+    if not common:
+        raise BiasError("the two variants ranked no prompt in common: compare rankings of the same prompts")
+    first, second = (_winners(table, common) for table in (one, other))
+    generator = files.rng(seed, "bias difference")
+    draws = generator.integers(len(common), size=(DRAWS, len(common)))
+    # A resample repeats prompts, which alone adds K - 1 over n to the distance; it cancels in the difference.
+    gaps = np.array([_distance(first[rows]) - _distance(second[rows]) for rows in draws])
+    low, high = np.quantile(gaps, [0.025, 0.975])
+    return Interval(_distance(first) - _distance(second), float(low), float(high), len(common))
+
+
+def _winners(table: pd.DataFrame, prompts: list[str]) -> NDArray[np.float64]:
+    """One row a prompt, 1 at the shown position that won, ``[prompts, K]``."""
+    by_id = dict(zip(table.prompt_id, table.ranking, strict=True))
+    size = max(len(ranking) for ranking in by_id.values())
+    return np.eye(size)[[by_id[prompt][0] for prompt in prompts]]
+
+
+def _distance(winners: NDArray[np.float64]) -> float:
+    n, k = winners.shape
+    shares = winners.mean(axis=0)
+    return float(k * ((shares - 1 / k) ** 2).sum() - (k - 1) / n)

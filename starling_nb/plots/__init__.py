@@ -1,0 +1,30 @@
+"""Every figure of the notebooks, drawn in one style with seaborn and matplotlib.
+
+Points and bars carry their intervals, axes their units. Figures are plain objects: nothing is kept in global
+state, and a notebook shows the one that a cell returns. :func:`save` writes the same bytes for the same data.
+"""
+
+from __future__ import annotations
+
+from starling_nb.plots.positions import four_panels, mean_rank_by_position, position_effects
+from starling_nb.plots.results import composition, mean_rank_by_model, radar, results_table
+from starling_nb.plots.style import PlotError, save, styled
+from starling_nb.plots.training import accuracy_table, before_after, lines, loss_curves, training_curves
+
+__all__ = [
+    "PlotError",
+    "accuracy_table",
+    "before_after",
+    "composition",
+    "four_panels",
+    "lines",
+    "loss_curves",
+    "mean_rank_by_model",
+    "mean_rank_by_position",
+    "position_effects",
+    "radar",
+    "results_table",
+    "save",
+    "styled",
+    "training_curves",
+]

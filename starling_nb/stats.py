@@ -1,0 +1,262 @@
+"""Intervals and tests. Every reported mean has an interval; answers to one prompt are resampled together.
+
+Randomness comes from a seed (or a generator that is passed in), never from global state.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats as scipy_stats
+
+from starling_nb.errors import StarlingError
+from starling_nb.files import rng
+
+Floats = NDArray[np.float64]
+BLOCK = 4_000_000
+
+
+class StatsError(StarlingError, ValueError):
+    """Data from which the asked figure cannot be computed."""
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A value with its confidence interval; ``n`` counts independent units (clusters where clusters are
+    given).
+
+    ``low`` and ``high`` are NaN where one unit alone cannot tell how sure it is.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """The four numbers, ready for JSON: what is not finite becomes None."""
+        return {key: x if math.isfinite(x) else None for key, x in vars(self).items()}
+
+
+def mean_interval(
+    values: ArrayLike,
+    clusters: ArrayLike | None = None,
+    seed: int | np.random.Generator = 0,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Mean with a percentile bootstrap interval that resamples whole clusters (Cameron, Gelbach & Miller
+    2008).
+
+    Args:
+        values: one number an observation. clusters: the id of each observation's cluster, for example its
+        prompt; default every observation its own. seed: decides the resampling; equal input and seed give
+        equal intervals. draws: bootstrap samples. level: coverage asked for.
+
+    Raises:
+        StatsError: no values, a value that is not finite, or ids that do not match the values.
+    """
+    x = _finite(values, "values")
+    sums, counts = _cluster_sums(x, clusters)
+    value = float(x.mean())
+    if len(sums) == 1:
+        return Interval(value, math.nan, math.nan, 1)
+    means = _resampled_means(sums, counts, draws, _generator(seed, "bootstrap"))
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return Interval(value, float(low), float(high), len(sums))
+
+
+def paired_difference(
+    a: ArrayLike,
+    b: ArrayLike,
+    clusters: ArrayLike | None = None,
+    seed: int | np.random.Generator = 0,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of ``a - b`` over paired observations, with the interval of :func:`mean_interval`.
+
+    Raises:
+        StatsError: different lengths, or as :func:`mean_interval`.
+    """
+    left, right = _finite(a, "a"), _finite(b, "b")
+    if len(left) != len(right):
+        raise StatsError(
+            f"a paired difference needs equal lengths, got {len(left)} and {len(right)}: join them first"
+        )
+    return mean_interval(left - right, clusters, seed, draws, level)
+
+
+def proportion_interval(k: int, n: int, level: float = 0.95) -> Interval:
+    """Share ``k / n`` with Wilson's score interval (Wilson 1927), which stays inside [0, 1] for small ``n``.
+
+    Raises:
+        StatsError: not 0 <= k <= n, or n is 0.
+    """
+    if n <= 0 or not 0 <= k <= n:
+        raise StatsError(f"a share needs 0 <= k <= n and n > 0, got k={k}, n={n}")
+    z = float(scipy_stats.norm.ppf((1 + level) / 2))
+    share = k / n
+    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
+    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    low = 0.0 if k == 0 else centre - half
+    high = 1.0 if k == n else centre + half
+    return Interval(share, low, high, n)
+
+
+def chi_square_uniform(counts: ArrayLike) -> tuple[float, float]:
+    """Pearson's chi-square of counts against equal shares, and its p-value (cells - 1 degrees of freedom).
+
+    Raises:
+        StatsError: fewer than two cells, a negative count, or nothing counted.
+    """
+    observed = _finite(counts, "counts")
+    if len(observed) < 2 or (observed < 0).any() or not observed.sum():
+        raise StatsError(
+            "a test of uniformity needs at least two cells, counts that are not negative, and some data"
+        )
+    expected = observed.mean()
+    chi2 = float(((observed - expected) ** 2 / expected).sum())
+    return chi2, float(scipy_stats.chi2.sf(chi2, len(observed) - 1))
+
+
+def permutation_test(
+    a: ArrayLike,
+    b: ArrayLike,
+    *,
+    paired: bool = False,
+    clusters: ArrayLike | None = None,
+    seed: int | np.random.Generator = 0,
+    draws: int = 10_000,
+) -> float:
+    """Two-sided p-value for a difference of means by random relabelling; never 0 (Phipson & Smyth 2010).
+
+    Args:
+        a, b: the two samples.
+        paired: observations belong together pairwise; the signs of their differences are flipped at random.
+        clusters: with ``paired``: pairs of one cluster are flipped together.
+        seed, draws: decide and count the relabellings.
+
+    Raises:
+        StatsError: empty or non-finite samples, different lengths where paired, clusters without ``paired``.
+    """
+    left, right = _finite(a, "a"), _finite(b, "b")
+    generator = _generator(seed, "permutation")
+    if paired and len(left) != len(right):
+        raise StatsError(
+            f"a paired test needs equal lengths, got {len(left)} and {len(right)}: join them first"
+        )
+    if clusters is not None and not paired:
+        raise StatsError("clusters are only understood with paired=True")
+    if paired:
+        sums, _ = _cluster_sums(left - right, clusters)
+        observed, null = sums.sum(), _sign_flips(sums, draws, generator)
+    else:
+        observed, null = _regroupings(left, right, draws, generator)
+    extreme = np.abs(null) >= abs(observed) - 1e-12 * max(1.0, abs(observed))
+    return float((1 + extreme.sum()) / (1 + draws))
+
+
+def _sign_flips(sums: Floats, draws: int, generator: np.random.Generator) -> Floats:
+    """Totals of ``sums`` under random signs."""
+    return _blocks(
+        draws, len(sums), lambda rows: (generator.integers(0, 2, (rows, len(sums))) * 2 - 1) @ sums
+    )
+
+
+def _regroupings(a: Floats, b: Floats, draws: int, generator: np.random.Generator) -> tuple[float, Floats]:
+    """How far the total of ``a`` is from expectation: as observed, and after random exchanges with ``b``."""
+    both = np.concatenate([a, b])
+    expected = both.sum() * len(a) / len(both)
+
+    def block(rows: int) -> Floats:
+        return generator.permuted(np.tile(both, (rows, 1)), axis=1)[:, : len(a)].sum(1) - expected
+
+    return a.sum() - expected, _blocks(draws, len(both), block)
+
+
+def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
+    """Kendall's tau-b between two lists of ranks or scores (not orders); NaN where one of them is constant.
+
+    Raises:
+        StatsError: different lengths, fewer than two items, or a value that is not finite.
+    """
+    left, right = _finite(a, "a"), _finite(b, "b")
+    if len(left) != len(right) or len(left) < 2:
+        raise StatsError(f"tau needs two lists of equal length, at least 2; got {len(left)} and {len(right)}")
+    if np.ptp(left) == 0 or np.ptp(right) == 0:
+        return math.nan
+    return float(scipy_stats.kendalltau(left, right).statistic)
+
+
+def mean_tau(
+    rows: Iterable[tuple[Any, Any]],
+    clusters: Sequence[Any] | None = None,
+    seed: int | np.random.Generator = 0,
+    draws: int = 2000,
+    level: float = 0.95,
+) -> Interval:
+    """Mean of the rows' tau-b with its interval; rows in which a list is constant say nothing and are left
+    out.
+
+    Args:
+        rows: pairs of rank (or score) lists, see :func:`kendall_tau`.
+        clusters, seed, draws, level: as in :func:`mean_interval`.
+
+    Raises:
+        StatsError: no row can be used, or as :func:`mean_interval`.
+    """
+    taus = np.array([kendall_tau(a, b) for a, b in rows])
+    kept = ~np.isnan(taus)
+    if clusters is not None and len(clusters) != len(taus):
+        raise StatsError(f"{len(taus)} rows but {len(clusters)} cluster ids: give one id a row")
+    ids = None if clusters is None else np.asarray(clusters)[kept]
+    return mean_interval(taus[kept], ids, seed, draws, level)
+
+
+def _finite(values: ArrayLike, name: str) -> Floats:
+    x = np.asarray(values, dtype=np.float64).ravel()
+    if not len(x):
+        raise StatsError(f"{name} are empty: there is nothing to compute")
+    if not np.isfinite(x).all():
+        raise StatsError(
+            f"{name} hold {int((~np.isfinite(x)).sum())} numbers that are not finite: drop or mend them"
+        )
+    return x
+
+
+def _cluster_sums(x: Floats, clusters: ArrayLike | None) -> tuple[Floats, Floats]:
+    """Sum and size of each cluster."""
+    if clusters is None:
+        return x, np.ones_like(x)
+    ids = np.asarray(clusters)
+    if ids.shape != x.shape:
+        raise StatsError(f"{len(x)} values but {ids.size} cluster ids: give one id a value")
+    _, index = np.unique(ids, return_inverse=True)
+    return np.bincount(index, weights=x).astype(np.float64), np.bincount(index).astype(np.float64)
+
+
+def _resampled_means(sums: Floats, counts: Floats, draws: int, generator: np.random.Generator) -> Floats:
+    """Means of ``draws`` samples of whole clusters, drawn with replacement."""
+    even = bool((counts == 1).all())
+
+    def block(rows: int) -> Floats:
+        drawn = generator.integers(len(sums), size=(rows, len(sums)), dtype=np.int32)
+        return sums[drawn].sum(1) / (len(sums) if even else counts[drawn].sum(1))
+
+    return _blocks(draws, len(sums), block)
+
+
+def _blocks(draws: int, width: int, compute: Callable[[int], Floats]) -> Floats:
+    """``compute(rows)`` for ``draws`` rows in all, in blocks of bounded memory."""
+    size = max(1, BLOCK // width)
+    return np.concatenate([compute(min(size, draws - start)) for start in range(0, draws, size)])
+
+
+def _generator(seed: int | np.random.Generator, use: str) -> np.random.Generator:
+    return seed if isinstance(seed, np.random.Generator) else rng(seed, use)

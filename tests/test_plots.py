@@ -1,0 +1,172 @@
+"""Figures show the numbers that they are given, save to the same bytes, and leave no global state behind."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from IPython.core.formatters import DisplayFormatter
+from matplotlib.figure import Figure
+from PIL import Image
+
+from starling_nb import bias, files, plots
+from starling_nb.plots import PlotError
+
+SHARES = {
+    "naive": bias.share_from_counts([61, 60, 34, 19, 9, 6, 6]),
+    "fair": bias.share_from_counts([20] * 7),
+}
+STEPS = np.arange(12)
+
+
+def training() -> pd.DataFrame:
+    parts = [
+        pd.DataFrame(
+            {"step": STEPS, "method": method, "seed": seed, "reward": STEPS + seed, "kl": STEPS / 10}
+        )
+        for method in ("APA", "PPO")
+        for seed in (0, 2)
+    ]
+    table = pd.concat(parts, ignore_index=True)
+    table.loc[table["method"] == "PPO", "kl"] = np.nan
+    return table
+
+
+def table(**columns: list[object]) -> pd.DataFrame:
+    return pd.DataFrame(columns)
+
+
+def ours() -> pd.DataFrame:
+    row = {"model": "APA", "mt_bench": 2.6, "mt_bench_low": 2.3, "mt_bench_high": 2.9, "alpaca_eval": 61.0}
+    return pd.DataFrame([row])
+
+
+def published() -> pd.DataFrame:
+    return pd.DataFrame(files.read_json(files.DATA / "published" / "results_table.json"))
+
+
+def figures() -> dict[str, Figure]:
+    effects = table(position=[0, 1], effect=[0.3, -0.3], low=[0.1, -0.5], high=[0.5, -0.1])
+    ranks = effects.rename(columns={"effect": "mean_rank"}) + 1
+    grid = table(method=["K", "pairs"] * 2, metric=["acc"] * 2 + ["tau"] * 2, value=[0.7, 0.6, 0.4, 0.3])
+    parts = table(part=["facts", "form"] * 2, when=["before"] * 2 + ["after"] * 2, value=[4.0, 5.0, 6.0, 5.5])
+    return {
+        "four": plots.four_panels(SHARES, "real logs"),
+        "effects": plots.position_effects({"naive": effects}),
+        "ranks": plots.mean_rank_by_position({"a": ranks, "b": ranks, "c": ranks}),
+        "loss": plots.loss_curves(training().rename(columns={"reward": "loss"}), {"guessing": 1.42}),
+        "curves": plots.training_curves(training()),
+        "lines": plots.lines(effects, x="position", y="effect", xlabel="√KL"),
+        "accuracy": plots.accuracy_table(grid.assign(low=grid["value"] - 0.1, high=grid["value"] + 0.1)),
+        "parts": plots.before_after(parts.assign(low=parts["value"] - 1, high=parts["value"] + 1)),
+        "radar": plots.radar({m: {"math": 3, "stem": i, "roleplay": 7} for i, m in enumerate("ab", 2)}),
+        "results": plots.results_table(published(), ours()),
+        "made_of": plots.composition(table(kind=["source"] * 2, name=["hh", "sharegpt"], count=[7400, 2500])),
+        "models": plots.mean_rank_by_model(
+            table(model=["b", "a"], mean_rank=[4, 2.8], low=[3, 2], high=[5, 3])
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def drawn() -> dict[str, Figure]:
+    return figures()
+
+
+def test_a_notebook_shows_what_a_cell_returns(drawn: dict[str, Figure]) -> None:
+    data, _ = DisplayFormatter().format(drawn["models"])
+    assert data["image/png"].startswith(b"\x89PNG")
+
+
+def test_every_figure_renders_with_nothing_clipped_at_the_edges(drawn: dict[str, Figure]) -> None:
+    for name, figure in drawn.items():
+        figure.draw_without_rendering()
+        box, frame = figure.get_tightbbox(), figure.bbox_inches
+        assert box.x0 > -0.02, name
+        assert box.y0 > -0.02, name
+        assert box.x1 < frame.x1 + 0.02, name
+        assert box.y1 < frame.y1 + 0.02, name
+
+
+def test_saved_bytes_are_stable_and_carry_their_provenance(tmp_path: Path) -> None:
+    note = {"stage": "02", "key": "ä<b>", "seed": 3}
+    plots.save(plots.four_panels(SHARES), tmp_path / "a.png", note)
+    with mpl.rc_context({"font.size": 30, "axes.facecolor": "black", "savefig.dpi": 20}):
+        plots.save(plots.four_panels(SHARES), tmp_path / "b.png", dict(reversed(note.items())))
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    with Image.open(tmp_path / "a.png") as image:
+        assert json.loads(image.info["Description"]) == note
+        assert "Software" not in image.info
+        assert image.convert("RGB").getpixel((0, 0)) == (251, 250, 247)
+
+
+def test_callers_settings_and_global_figures_are_left_alone() -> None:
+    before = dict(mpl.rcParams)
+    figures()
+    assert dict(mpl.rcParams) == before
+    from matplotlib import pyplot
+
+    assert pyplot.get_fignums() == []
+
+
+def test_four_panels_show_shares_their_test_and_the_fair_line(drawn: dict[str, Figure]) -> None:
+    naive, fair = drawn["four"].axes
+    heights = [bar.get_height() for bar in naive.patches]
+    assert heights == pytest.approx([x / 195 for x in (61, 60, 34, 19, 9, 6, 6)])
+    assert "χ² = 128, p < 0.001" in naive.get_title(loc="left")
+    assert "p = 1" in fair.get_title(loc="left")
+    assert naive.lines[-1].get_ydata()[0] == pytest.approx(1 / 7)
+    assert naive.get_ylim() == fair.get_ylim()
+
+
+def test_training_curves_average_seeds_and_leave_out_what_is_missing(drawn: dict[str, Figure]) -> None:
+    reward, kl = drawn["curves"].axes
+    np.testing.assert_allclose(reward.lines[0].get_ydata(), STEPS + 1)
+    assert [len(line.get_xdata()) for line in kl.lines if len(line.get_xdata())] == [12]
+    assert [text.get_text() for text in drawn["curves"].legends[0].get_texts()] == ["APA", "PPO"]
+
+
+def test_our_rows_are_set_apart_from_published_ones(drawn: dict[str, Figure]) -> None:
+    ax = drawn["results"].axes[0]
+    bars = [bar for bar in ax.patches if bar.get_hatch()]
+    assert [bar.get_width() for bar in bars] == [2.6]
+    gap = bars[0].get_y() - max(bar.get_y() for bar in ax.patches if not bar.get_hatch())
+    assert gap > 1.5
+    labels = [text.get_text() for text in drawn["results"].legends[0].get_texts()]
+    assert labels == ["published", "ours: other judge, other scale"]
+    mmlu = [text.get_text() for text in drawn["results"].axes[2].texts]
+    assert mmlu[0] == "–"
+    assert mmlu[-1] == "–"
+    assert mmlu[2] == "63.9"
+
+
+def test_models_are_sorted_best_first(drawn: dict[str, Figure]) -> None:
+    assert [text.get_text() for text in drawn["models"].axes[0].get_yticklabels()] == ["a", "b"]
+
+
+def test_more_methods_than_colours_and_unknown_intervals_can_be_drawn() -> None:
+    many = table(method=[f"m{i}" for i in range(13)], metric=["acc"] * 13, value=list(range(13)))
+    figure = plots.accuracy_table(many.assign(low=np.nan, high=np.nan))
+    assert len(figure.axes[0].get_yticklabels()) == 13
+    steps = pd.concat([table(step=[0, 1], method=[f"m{i}"] * 2, reward=[0.0, i]) for i in range(13)])
+    assert len(plots.training_curves(steps.reset_index(drop=True)).legends[0].get_texts()) == 13
+
+
+def test_tables_that_cannot_be_drawn_are_refused() -> None:
+    for call, match in [
+        (lambda: plots.four_panels({}), "nothing to draw"),
+        (lambda: plots.four_panels({"a": table(position=[0])}), "lacks share, low, high, n"),
+        (lambda: plots.loss_curves(table(step=[], loss=[])), "is empty"),
+        (lambda: plots.radar({"a": {"x": 1}, "b": {"y": 1}}), "same categories"),
+        (
+            lambda: plots.before_after(table(part="aa", when="bb", value=[1, 2], low=[0, 0], high=[2, 2])),
+            "two rows",
+        ),
+        (lambda: plots.training_curves(table(step=[1], method=["a"])), "nothing to draw"),
+    ]:
+        with pytest.raises(PlotError, match=match):
+            call()

@@ -1,0 +1,174 @@
+"""Intervals and tests against exact values, scipy and simulated coverage."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats as scipy_stats
+
+from starling_nb import stats
+from starling_nb.stats import StatsError
+
+
+def test_mean_interval_matches_the_normal_theory() -> None:
+    x = np.random.default_rng(0).normal(3, 2, 400)
+    interval = stats.mean_interval(x)
+    half = 1.96 * x.std(ddof=1) / 20
+    assert interval.value == pytest.approx(x.mean())
+    assert interval.n == 400
+    assert interval.low == pytest.approx(x.mean() - half, abs=0.15 * half)
+    assert interval.high == pytest.approx(x.mean() + half, abs=0.15 * half)
+
+
+def test_repeating_each_observation_does_not_narrow_a_clustered_interval() -> None:
+    x = np.random.default_rng(1).normal(size=60)
+    once = stats.mean_interval(x)
+    fivefold = stats.mean_interval(np.repeat(x, 5), clusters=np.repeat([f"p{i:02d}" for i in range(60)], 5))
+    naive = stats.mean_interval(np.repeat(x, 5))
+    assert (fivefold.low, fivefold.high, fivefold.n) == pytest.approx((once.low, once.high, 60))
+    assert naive.high - naive.low < 0.6 * (once.high - once.low)
+
+
+def test_coverage_with_uneven_clusters() -> None:
+    generator = np.random.default_rng(2)
+    hits = 0
+    for trial in range(300):
+        sizes = generator.integers(1, 8, 40)
+        ids = np.repeat(np.arange(40), sizes)
+        x = generator.normal(size=40)[ids] + generator.normal(size=len(ids)) + 5
+        interval = stats.mean_interval(x, ids, seed=trial, draws=400)
+        hits += interval.low <= 5 <= interval.high
+    assert 0.90 <= hits / 300 <= 0.985
+
+
+def test_equal_input_gives_equal_intervals_and_seeds_matter() -> None:
+    x = np.random.default_rng(3).normal(size=50)
+    state = np.random.get_state()[1].copy()  # type: ignore[index]
+    assert stats.mean_interval(x, seed=4) == stats.mean_interval(x, seed=4)
+    assert stats.mean_interval(x, seed=4) != stats.mean_interval(x, seed=5)
+    assert stats.mean_interval(x, seed=np.random.default_rng(1)) == stats.mean_interval(
+        x, seed=np.random.default_rng(1)
+    )
+    assert (np.random.get_state()[1] == state).all()  # type: ignore[index]
+
+
+def test_blocks_of_draws_are_all_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = stats.mean_interval(np.arange(30.0), draws=500)
+    monkeypatch.setattr(stats, "BLOCK", 30 * 64)
+    assert stats.mean_interval(np.arange(30.0), draws=500) == whole
+
+
+def test_one_unit_has_no_interval() -> None:
+    interval = stats.mean_interval([2.0, 4.0], clusters=["a", "a"])
+    assert interval.value == 3
+    assert math.isnan(interval.low)
+    assert interval.as_dict() == {"value": 3.0, "low": None, "high": None, "n": 1}
+
+
+def test_paired_difference_cancels_what_pairs_share() -> None:
+    generator = np.random.default_rng(4)
+    shared = generator.normal(0, 10, 200)
+    a, b = shared + 0.5 + generator.normal(0, 0.5, 200), shared + generator.normal(0, 0.5, 200)
+    interval = stats.paired_difference(a, b)
+    assert interval.low < 0.5 < interval.high
+    assert interval.high - interval.low < 0.4
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 500).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n))), st.floats(0.5, 0.99))
+def test_wilson_equals_scipy(kn: tuple[int, int], level: float) -> None:
+    k, n = kn
+    ours = stats.proportion_interval(k, n, level)
+    theirs = scipy_stats.binomtest(k, n).proportion_ci(level, method="wilson")
+    assert (ours.low, ours.high) == pytest.approx((theirs.low, theirs.high), abs=1e-9)
+    assert 0 <= ours.low <= ours.value <= ours.high <= 1
+
+
+def test_chi_square_of_the_published_naive_counts() -> None:
+    chi2, p = stats.chi_square_uniform([61, 60, 34, 19, 9, 6, 6])
+    assert chi2 == pytest.approx(127.754, abs=1e-3)
+    reference = scipy_stats.chisquare([61, 60, 34, 19, 9, 6, 6])
+    assert (chi2, p) == pytest.approx((reference.statistic, reference.pvalue))
+
+
+def test_permutation_tests_against_exact_enumeration() -> None:
+    a, b = np.array([1.2, 3.4, 2.2, 5.0]), np.array([0.3, 2.9, 1.0, 2.5])
+    both, observed = np.concatenate([a, b]), a.mean() - b.mean()
+    splits = [np.isin(np.arange(8), chosen) for chosen in itertools.combinations(range(8), 4)]
+    exact = np.mean([abs(both[s].mean() - both[~s].mean()) >= abs(observed) - 1e-9 for s in splits])
+    assert stats.permutation_test(a, b, draws=20_000) == pytest.approx(exact, abs=0.012)
+    d = a - b
+    signs = np.array(list(itertools.product([-1, 1], repeat=4)))
+    exact_paired = np.mean(np.abs(signs @ d) >= abs(d.sum()) - 1e-9)
+    assert stats.permutation_test(a, b, paired=True, draws=20_000) == pytest.approx(exact_paired, abs=0.012)
+
+
+def test_permutation_p_values_are_uniform_under_no_difference() -> None:
+    generator = np.random.default_rng(6)
+    p = [
+        stats.permutation_test(generator.normal(size=12), generator.normal(size=9), draws=300)
+        for _ in range(200)
+    ]
+    assert scipy_stats.kstest(p, "uniform").pvalue > 0.001
+    ids = np.repeat(np.arange(15), 4)
+    clustered = [
+        stats.permutation_test(
+            generator.normal(size=15)[ids], np.zeros(60), paired=True, clusters=ids, draws=300
+        )
+        for _ in range(200)
+    ]
+    assert scipy_stats.kstest(clustered, "uniform").pvalue > 0.001
+
+
+def test_unequal_groups_with_a_difference_are_told_apart() -> None:
+    generator = np.random.default_rng(8)
+    assert (
+        stats.permutation_test(generator.normal(1.5, 1, 30), generator.normal(0, 1, 80), draws=999) == 0.001
+    )
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=8))
+def test_tau_b_against_its_definition(pairs: list[tuple[int, int]]) -> None:
+    a, b = zip(*pairs, strict=True)
+    two = list(itertools.combinations(range(len(a)), 2))
+    signs = [(np.sign(a[i] - a[j]), np.sign(b[i] - b[j])) for i, j in two]
+    norm = math.sqrt(sum(x != 0 for x, _ in signs) * sum(y != 0 for _, y in signs))
+    tau = stats.kendall_tau(a, b)
+    if norm == 0:
+        assert math.isnan(tau)
+    else:
+        assert tau == pytest.approx(sum(x * y for x, y in signs) / norm)
+
+
+def test_mean_tau_leaves_out_constant_rows() -> None:
+    rows = [([0, 1, 2], [0, 1, 2]), ([0, 1, 2], [2, 1, 0]), ([0, 1, 2], [5, 5, 5]), ([0, 1, 2], [0, 2, 1])]
+    interval = stats.mean_tau(rows, clusters=["a", "b", "c", "d"])
+    assert interval.value == pytest.approx((1 - 1 + 1 / 3) / 3)
+    assert interval.n == 3
+    assert -1 <= interval.low <= interval.value <= interval.high <= 1
+
+
+def test_bad_input_is_refused_with_a_reason() -> None:
+    for call, match in [
+        (lambda: stats.mean_interval([]), "empty"),
+        (lambda: stats.mean_interval([1.0, math.nan]), "not finite"),
+        (lambda: stats.mean_interval([1.0, 2.0], clusters=["a"]), "cluster ids"),
+        (lambda: stats.paired_difference([1.0], [1.0, 2.0]), "equal lengths"),
+        (lambda: stats.proportion_interval(3, 2), "0 <= k <= n"),
+        (lambda: stats.proportion_interval(0, 0), "n > 0"),
+        (lambda: stats.chi_square_uniform([0, 0]), "some data"),
+        (lambda: stats.chi_square_uniform([3]), "two cells"),
+        (lambda: stats.permutation_test([1.0], [1.0, 2.0], paired=True), "equal lengths"),
+        (lambda: stats.permutation_test([1.0], [2.0], clusters=["a"]), "paired=True"),
+        (lambda: stats.kendall_tau([1, 2], [1, 2, 3]), "equal length"),
+        (lambda: stats.mean_tau([([1, 2], [1, 2])], clusters=["a", "b"]), "one id a row"),
+        (lambda: stats.mean_tau([]), "empty"),
+    ]:
+        with pytest.raises(StatsError, match=match):
+            call()
