@@ -1,19 +1,22 @@
 """The prompts: six source families, each prompt with a rubric a program can check.
 
-``data/prompts.jsonl`` was written for this project. Splits are decided by hash of the id, so that adding a prompt
+``data/prompts.jsonl`` was written for this project. Splits are decided by hash of the text, so that adding a prompt
 never moves another one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.errors import StarlingError
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FAMILIES = (
     "real_user_chat",
@@ -43,13 +46,23 @@ class Prompt:
 
     @property
     def split(self) -> str:
-        """``train``, ``validation`` or ``test``."""
-        return files.split_of(self.id)
+        """``train``, ``validation`` or ``test``, see :func:`split_of`."""
+        return split_of(self.messages)
 
     @property
     def turns(self) -> int:
         """Number of user turns."""
         return sum(message["role"] == "user" for message in self.messages)
+
+
+def key(messages: Sequence[Message]) -> str:
+    """A name for a conversation that survives every change of white space and case: 16 hex digits."""
+    return files.hash_value([" ".join(message["content"].lower().split()) for message in messages])[:16]
+
+
+def split_of(messages: Sequence[Message]) -> str:
+    """The split that a conversation falls into, wherever it is met: by hash of its text."""
+    return files.split_of(key(messages))
 
 
 def load(path: Path | None = None, *, split: str | None = None, limit: int | None = None) -> list[Prompt]:
@@ -74,3 +87,28 @@ def load(path: Path | None = None, *, split: str | None = None, limit: int | Non
         kept = {p.id for p in sorted(chosen, key=lambda p: files.hash_value(p.id))[:limit]}
         chosen = [prompt for prompt in chosen if prompt.id in kept]
     return chosen
+
+
+def composition(prompts: Sequence[Prompt]) -> pd.DataFrame:
+    """Counts for a figure: kind (source family, turns, nature, split), name, count."""
+    import pandas as pd
+
+    nature = {
+        prompt.id: "not good-natured"
+        if not prompt.good_natured
+        else "harmless, sounds harmful"
+        if prompt.looks_harmful
+        else "good-natured"
+        for prompt in prompts
+    }
+    described = [
+        {
+            "source family": prompt.family.replace("_", " "),
+            "turns": str(prompt.turns),
+            "nature": nature[prompt.id],
+            "split": prompt.split,
+        }
+        for prompt in prompts
+    ]
+    table = pd.DataFrame(described).melt(var_name="kind", value_name="name")
+    return table.groupby(["kind", "name"], sort=False).size().reset_index(name="count")

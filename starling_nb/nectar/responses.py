@@ -1,6 +1,6 @@
 """Exactly K answers for each prompt, from a pool of responders.
 
-The embedded pool is one small model under six ways of asking, and four writers: a good answer and a fluent wrong one
+The embedded pool is one small model under six ways of asking (and a livelier one in reserve), and four writers: a good answer and a fluent wrong one
 written by hand, an answer cut off mid-sentence, and a good answer to another question.
 """
 
@@ -40,10 +40,16 @@ RESPONDERS = (
     Responder("smollm2-cool", 1.0, 0.7),
     Responder("smollm2-steady", 1.0, 0.3),
     Responder("smollm2-brief", 1.0, 0.7, 48, system="Answer in one or two short, complete sentences."),
-    Responder("smollm2-teacher", 1.0, 0.8, 96, system="You are a patient teacher. Explain simply and give a reason."),
     Responder(
-        "smollm2-careful", 1.0, 0.7, system="Help with honest questions. Politely refuse anything harmful or illegal."
+        "smollm2-teacher", 1.0, 0.8, 96, system="You are a patient teacher. Explain simply and give a reason."
     ),
+    Responder(
+        "smollm2-careful",
+        1.0,
+        0.7,
+        system="Help with honest questions. Politely refuse anything harmful or illegal.",
+    ),
+    Responder("smollm2-lively", 1e-6, 1.2),
     Responder("writer-reference", 4.0, writes="reference"),
     Responder("writer-flawed", 3.0, writes="flawed"),
     Responder("writer-cut", 1.5, writes="cut"),
@@ -58,7 +64,9 @@ def pick(prompt_id: str, k: int = 7, seed: int = 0) -> list[Responder]:
     writers = [responder for responder in RESPONDERS if responder.writes]
     n_models = round(k * MODELS_PER_ROW / 7)
     if not (0 < n_models <= len(models) and k - n_models <= len(writers)):
-        raise StarlingError(f"{k} answers a prompt need more responders than the pool of {len(RESPONDERS)} has")
+        raise StarlingError(
+            f"{k} answers a prompt need more responders than the pool of {len(RESPONDERS)} has"
+        )
 
     def draw(group: Sequence[Responder], n: int) -> list[Responder]:
         uniforms = files.rng(seed, "pick", prompt_id, group[0].name).random(len(group))
@@ -73,12 +81,16 @@ def respond(
     prompts: Sequence[Prompt],
     responder: Responder,
     *,
+    others: Sequence[Prompt] = (),
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict[str, str]:
-    """Answers of one responder by prompt id; a model's empty answers are drawn again, up to three times."""
+    """Answers of one responder by prompt id; a model's empty answers are drawn again, up to three times.
+
+    ``others`` are the prompts from which an off-topic writer may take its answer (by default, ``prompts``).
+    """
     if responder.writes:
-        return {prompt.id: _write(prompt, prompts, responder.writes, seed) for prompt in prompts}
+        return {prompt.id: _write(prompt, others or prompts, responder.writes, seed) for prompt in prompts}
     from starling_nb import models
 
     answers: dict[str, str] = {}
