@@ -107,7 +107,9 @@ class ChatFormat:
             raise ChatError(f"roles must alternate user, assistant, … and end with user; got {roles}")
         for message in messages:
             if not message["content"].strip():
-                raise ChatError(f"the {message['role']} message is empty: give it text or drop the conversation")
+                raise ChatError(
+                    f"the {message['role']} message is empty: give it text or drop the conversation"
+                )
             self._refuse_controls(message["content"])
 
     def _refuse_controls(self, text: str) -> None:
@@ -156,7 +158,9 @@ def from_nectar_text(prompt: str) -> list[Message]:
         ChatError: the text does not start with a human turn or does not end with an open assistant turn.
     """
     if not prompt.startswith("\n\nHuman: ") or not prompt.endswith("\n\nAssistant: "):
-        raise ChatError("not a Nectar prompt: it must start with '\\n\\nHuman: ' and end with '\\n\\nAssistant: '")
+        raise ChatError(
+            "not a Nectar prompt: it must start with '\\n\\nHuman: ' and end with '\\n\\nAssistant: '"
+        )
     messages: list[Message] = []
     for turn in prompt[: -len("\n\nAssistant: ")].split("\n\nHuman: ")[1:]:
         human, *replies = turn.split("\n\nAssistant: ")

@@ -85,7 +85,9 @@ def slab_cache(model: Any, length: int) -> tuple[Cache, Callable[[], None]]:
     """
     config = model.config
     if (getattr(config, "sliding_window", None) or length) < length:
-        raise ValueError(f"sampling {length} tokens would leave the sliding window of {config.sliding_window}")
+        raise ValueError(
+            f"sampling {length} tokens would leave the sliding window of {config.sliding_window}"
+        )
     before = config._attn_implementation
     config._attn_implementation = "grouped"
 

@@ -55,8 +55,9 @@ class Sample:
     """One sampled answer.
 
     ``ids`` are the answer's tokens (the end-of-turn token included when ``finished``); ``logprobs`` their
-    log-probabilities under the sampling distribution, nats; ``trunk`` the hidden states that enter the first
-    captured block, ``[prompt + answer - 1 tokens, hidden]``, when asked for.
+    log-probabilities under the sampling distribution, nats; ``trunk`` the hidden states that enter the captured block,
+    ``[tokens, hidden]`` for the prompt, the answer and its end-of-turn token (also where the cap cut the answer
+    before it), when asked for.
     """
 
     prompt: list[int]
@@ -220,54 +221,61 @@ def _decode(
     progress: Callable[[int, int], None] | None,
     done: int,
 ) -> None:
-    """Decode one batch: left-padded prompts, explicit positions, finished rows dropped as they fill a quarter."""
+    """Decode one batch: left-padded prompts, explicit positions, rows dropped when a quarter has nothing left to do.
+
+    A row that is captured stays until its last token, and the end-of-turn token, have passed the trunk.
+    """
     model: Any = lm.model
+    eos, limit = lm.chat.eos_id, uniforms.shape[1]
     width = max(len(s.prompt) for s in samples)
-    limit = uniforms.shape[1]
-    pad = lm.chat.eos_id
-    tokens = torch.tensor([[pad] * (width - len(s.prompt)) + s.prompt for s in samples])
+    tokens = torch.tensor([[eos] * (width - len(s.prompt)) + s.prompt for s in samples])
     mask = torch.tensor([[0] * (width - len(s.prompt)) + [1] * len(s.prompt) for s in samples])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache, restore = slab_cache(model, width + limit)
+    cache, restore = slab_cache(model, width + limit + 1)
     states: list[list[Tensor]] = [[] for _ in samples]
-    live = list(range(len(samples)))
-    hook = None
+    live, sampled = list(range(len(samples))), 0
     caught: list[Tensor] = []
-    if capture is not None:
-        hook = model.model.layers[capture].register_forward_pre_hook(
-            lambda _, args, kwargs: caught.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-        )
-    sampled = 0
+    hook = None if capture is None else _catch_inputs(model.model.layers[capture], caught)
     try:
-        for step in range(limit):
+        for step in range(limit + (2 if capture is not None else 0)):
             caught.clear()
             out = model.model(
-                input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+                input_ids=tokens,
+                attention_mask=mask,
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=True,
             )
-            if capture is not None:
+            open_rows = [
+                row for row, index in enumerate(live) if not samples[index].finished and step < limit
+            ]
+            if caught:
                 for row, index in enumerate(live):
-                    if not samples[index].finished:
-                        kept = caught[0][row]
-                        states[index].append(kept[width - len(samples[index].prompt) :] if step == 0 else kept)
-            logits = model.lm_head(out.last_hidden_state[:, -1]).float()
-            chosen, logprobs = draw(logits, uniforms[live, step], temperature)
-            for row, index in enumerate(live):
-                item = samples[index]
-                if not item.finished:
-                    item.ids.append(int(chosen[row]))
-                    item.logprobs.append(float(logprobs[row]))
-                    item.finished = item.ids[-1] == lm.chat.eos_id
-                    sampled += 1
+                    if step <= len(samples[index].ids) + (not samples[index].finished):
+                        states[index].append(caught[0][row][-len(samples[index].prompt) :])
+            if open_rows:
+                rows = torch.tensor(open_rows)
+                logits = model.lm_head(out.last_hidden_state[rows, -1]).float()
+                chosen, logprobs = draw(logits, uniforms[[live[row] for row in open_rows], step], temperature)
+                for row, token, logprob in zip(open_rows, chosen.tolist(), logprobs.tolist(), strict=True):
+                    item = samples[live[row]]
+                    item.ids.append(token)
+                    item.logprobs.append(logprob)
+                    item.finished = token == eos
+                sampled += len(open_rows)
             if progress is not None:
                 progress(sampled, done + sum(s.finished for s in samples))
-            keep = [row for row, index in enumerate(live) if not samples[index].finished]
-            if not keep:
+            left = [row for row, index in enumerate(live) if _to_feed(samples[index], step, limit, capture)]
+            if not left:
                 break
-            tokens, positions = chosen[:, None], positions[:, -1:] + 1
+            tokens = torch.tensor(
+                [[(samples[i].ids[step] if step < len(samples[i].ids) else eos)] for i in live]
+            )
+            positions = positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
-            if len(keep) <= 0.75 * len(live):
-                rows = torch.tensor(keep)
-                live = [live[row] for row in keep]
+            if len(left) <= 0.75 * len(live):
+                rows = torch.tensor(left)
+                live = [live[row] for row in left]
                 tokens, positions, mask = tokens[rows], positions[rows], mask[rows]
                 for layer in cache.layers:
                     layer.keep(rows)
@@ -278,6 +286,22 @@ def _decode(
     if capture is not None:
         for item, parts in zip(samples, states, strict=True):
             item.trunk = torch.cat(parts)
+
+
+def _to_feed(item: Sample, step: int, limit: int, capture: int | None) -> bool:
+    """Whether a row still has a token to pass through the model after ``step`` answer tokens have passed."""
+    if capture is None:
+        return not item.finished and step + 1 < limit
+    return step < len(item.ids) + (not item.finished)
+
+
+def _catch_inputs(block: Any, caught: list[Tensor]) -> Any:
+    """Append the states that enter ``block`` to ``caught`` at every forward pass; returns the hook's handle."""
+
+    def catch(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(args[0] if args else kwargs["hidden_states"])
+
+    return block.register_forward_pre_hook(catch, with_kwargs=True)
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

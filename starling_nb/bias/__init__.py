@@ -10,7 +10,7 @@ from starling_nb.bias.effects import (
     position_effects,
     share_from_counts,
 )
-from starling_nb.bias.panels import bias_difference, published_first_place
+from starling_nb.bias.panels import bias_difference, published_first_place, read_logs
 
 __all__ = [
     "BiasError",
@@ -22,5 +22,6 @@ __all__ = [
     "position_by_rank",
     "position_effects",
     "published_first_place",
+    "read_logs",
     "share_from_counts",
 ]

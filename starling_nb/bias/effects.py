@@ -73,9 +73,7 @@ def share_from_counts(counts: ArrayLike, level: float = 0.95) -> pd.DataFrame:
         BiasError: nothing counted.
     """
     table = np.asarray(counts, dtype=int)
-    wins, shown = (
-        (table, np.full(len(table), table.sum())) if table.ndim == 1 else (table[:, 0], table.sum(1))
-    )
+    wins, shown = (table, np.full(len(table), table.sum())) if table.ndim == 1 else (table[:, 0], table.sum(1))
     return _shares(wins, shown, level)
 
 
@@ -211,9 +209,7 @@ def _contrast(size: int) -> Floats:
     return np.vstack([np.eye(size - 1), -np.ones(size - 1)])
 
 
-def _design(
-    orders: list[NDArray[np.intp]], models: Sequence[Sequence[Any]]
-) -> tuple[Floats, NDArray[np.bool_], int]:
+def _design(orders: list[NDArray[np.intp]], models: Sequence[Sequence[Any]]) -> tuple[Floats, NDArray[np.bool_], int]:
     """Regressors ``[ranking, answer best to worst, parameter]``, mask of answers, number of positions."""
     seen = Counter(str(name) for row in models for name in set(map(str, row)))
     common = sorted(name for name, rows in seen.items() if rows >= RARE)
@@ -268,9 +264,7 @@ def _newton(design: Floats, mask: NDArray[np.bool_], steps: int = 100) -> Floats
         while (then := _log_likelihood(theta + scale * step, design, mask)) < now and scale > 1e-8:
             scale /= 2
         theta, now = theta + scale * step, then
-    raise BiasError(
-        f"the position model did not converge in {steps} Newton steps: check the rankings for errors"
-    )
+    raise BiasError(f"the position model did not converge in {steps} Newton steps: check the rankings for errors")
 
 
 def _sandwich(theta: Floats, design: Floats, mask: NDArray[np.bool_], prompts: ArrayLike) -> Floats:

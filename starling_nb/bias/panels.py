@@ -57,3 +57,35 @@ def _distance(winners: NDArray[np.float64]) -> float:
     n, k = winners.shape
     shares = winners.mean(axis=0)
     return float(k * ((shares - 1 / k) ** 2).sum() - (k - 1) / n)
+
+
+EXPERIMENTS = {
+    "naive": "no_pairwise",
+    "pairwise": "pairwise_no_given_order",
+    "pairwise_fixed_order": "pairwise_not_random",
+    "random_pair_order": "baseline_no_tiebreak",
+    "static_tie_break": "tiebreak_order_given_static",
+    "random_tie_break": "tiebreak_order_given",
+    "final": "pointwise_pairwise_baseline",
+}
+
+
+def read_logs(folder: Path) -> dict[str, pd.DataFrame]:
+    """The authors' raw seven-wise rankings by prompt variant, from a folder that holds them as parquet.
+
+    ``rankings.parquet`` needs experiment, prompt_id, k, response_ids (as shown), ranking_order (shown positions, best
+    to worst) and valid_permutation; ``responses.parquet`` needs response_id and model.
+
+    Raises:
+        BiasError: a file is missing or lacks a column.
+    """
+    try:
+        models = pd.read_parquet(folder / "responses.parquet").set_index("response_id")["model"]
+        table = pd.read_parquet(folder / "rankings.parquet")
+        table = table[table["valid_permutation"] & (table["k"] == 7)]
+        table = table.assign(
+            models=[models[list(ids)].tolist() for ids in table["response_ids"]], ranking=table["ranking_order"]
+        )
+    except (OSError, KeyError, ValueError) as error:
+        raise BiasError(f"{folder} does not hold the ranking logs ({error}): see the help of read_logs") from error
+    return {name: table[table["experiment"] == arm] for name, arm in EXPERIMENTS.items()}

@@ -146,6 +146,18 @@ def rank(
     return pd.DataFrame(rows)
 
 
+def rank_with(
+    judge: Judge,
+    candidates: Sequence[Candidates],
+    variants: Sequence[str],
+    seed: int,
+    counter: Callable[[int, str], Callable[[object], None]],
+) -> dict[str, pd.DataFrame]:
+    """Valid rankings by prompt variant, all variants on the same answers in the same shown orders."""
+    n = len(candidates)
+    return {name: valid(rank(judge, candidates, name, seed=seed, each=counter(n, name))) for name in variants}
+
+
 def valid(rankings: pd.DataFrame) -> pd.DataFrame:
     """The rankings whose reply held a permutation."""
     return rankings[rankings.ranking.notna()]

@@ -1,0 +1,57 @@
+# make reproduce [PROFILE=laptop] · make test · make lab · make lint · make evidence
+# Each sets up .venv by itself, once, and again when pyproject.toml or constraints.txt change; an environment whose
+# making was broken off (.venv/.half is still there) is made anew.
+
+PROFILE ?= laptop
+PYTHON ?= python3
+VENV ?= .venv
+FREE_KB ?= 5000000
+BIN = $(VENV)/bin
+export OMP_WAIT_POLICY = PASSIVE
+
+.PHONY: all reproduce test lab lint format evidence clean
+.NOTPARALLEL:
+
+all: $(VENV)/.ok
+
+$(VENV)/.ok: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || \
+		{ echo "Python's venv module is missing: install it (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@test "$$(df -Pk . | awk 'NR == 2 { print $$4 }')" -gt $(FREE_KB) || \
+		{ echo "About $(FREE_KB) kB of free disk are needed for the environment"; exit 1; }
+	@test ! -e $(VENV)/.half || rm -rf $(VENV)
+	@test -x $(BIN)/python || { mkdir -p $(VENV) && touch $(VENV)/.half && $(PYTHON) -m venv $(VENV); }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@rm -f $(VENV)/.half && touch $@
+
+reproduce: $(VENV)/.ok
+	$(BIN)/starling-nb fetch model
+	$(BIN)/starling-nb reproduce --profile $(PROFILE) --out outputs/$(PROFILE)
+
+test: $(VENV)/.ok
+	$(BIN)/python -m pytest -q
+
+lab: $(VENV)/.ok
+	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto notebooks
+
+lint: $(VENV)/.ok
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/nbstripout --verify --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" \
+		notebooks/*.ipynb
+
+format: $(VENV)/.ok
+	$(BIN)/nbstripout --extra-keys "metadata.papermill cell.metadata.papermill cell.metadata.execution" notebooks/*.ipynb
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The committed reference run: the laptop profile, every claim binding.
+evidence: $(VENV)/.ok
+	$(BIN)/starling-nb fetch model
+	$(BIN)/starling-nb reproduce --profile laptop --out outputs/reference --strict
+
+clean:
+	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

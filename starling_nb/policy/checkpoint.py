@@ -1,0 +1,55 @@
+"""A tuned policy as a small file: the blocks that were trained, to be laid over their start model."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from starling_nb import files
+from starling_nb.errors import StarlingError
+from starling_nb.models import LM
+from starling_nb.policy.hydra import Hydra
+
+
+def save(hydra: Hydra, path: Path, base: str) -> None:
+    """Write the top blocks (bfloat16) and where they belong."""
+    weights = {name: value.detach().to(torch.bfloat16) for name, value in hydra.top.state_dict().items()}
+    with files.replacing(path) as part:
+        save_file(weights, part, metadata={"base": base, "start": str(hydra.start)})
+
+
+def load(lm: LM, path: Path) -> LM:
+    """A copy of ``lm`` with the tuned blocks laid over it.
+
+    Raises:
+        StarlingError: the file is missing, is not a policy, or belongs to another start model.
+    """
+    try:
+        with safe_open(path, "pt") as archive:  # type: ignore[no-untyped-call]
+            note = archive.metadata() or {}
+            weights = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
+    except Exception as error:
+        raise StarlingError(f"{path} is not a tuned policy ({error}): run notebook 04 again") from error
+    if note.get("base") != lm.name:
+        raise StarlingError(f"{path} was tuned from {note.get('base')}, not {lm.name}: load that model")
+    model: Any = copy.deepcopy(lm.model)
+    start = int(note["start"])
+    state = model.model.state_dict()
+    with torch.no_grad():
+        for name, value in weights.items():
+            target = name if name.startswith("norm.") else _shifted(name, start)
+            if target not in state or state[target].shape != value.shape:
+                raise StarlingError(f"{path} holds {name}, which {lm.name} has no place for")
+            state[target].copy_(value)
+    return LM(model, lm.chat, lm.name)
+
+
+def _shifted(name: str, start: int) -> str:
+    """``layers.0.…`` of the top is ``layers.<start>.…`` of the decoder."""
+    layers, index, rest = name.split(".", 2)
+    return f"{layers}.{int(index) + start}.{rest}"

@@ -1,0 +1,157 @@
+"""Policy, frozen reference and value head on one frozen trunk.
+
+The trunk runs once, while sampling. Whatever comes later (old and reference log-probabilities, values, every epoch of
+training) runs only the top blocks on the kept states. A head that is tied to the input embeddings stays frozen, so
+that the embeddings below never change unseen.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from starling_nb.blocks import Top, first_trainable
+from starling_nb.models import LM
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences after the trunk, and where their answers lie.
+
+    ``states`` ``[rows, tokens, width]``; ``rows`` and ``columns`` ``[answer tokens]`` name the position that predicts
+    each answer token; ``targets`` ``[answer tokens]`` the token itself; ``mask`` ``[rows, longest answer]``.
+    """
+
+    states: Tensor
+    positions: Tensor
+    rows: Tensor
+    columns: Tensor
+    targets: Tensor
+    mask: Tensor
+
+    def unflatten(self, flat: Tensor) -> Tensor:
+        """``[answer tokens]`` → ``[rows, longest answer]``, zeros where there is no token."""
+        out = flat.new_zeros(self.mask.shape)
+        out[self.mask] = flat
+        return out
+
+
+def collate(states: Sequence[Tensor], prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Batch:
+    """Put sequences side by side.
+
+    Args:
+        states: trunk states, ``[at least prompt + answer - 1 tokens, width]`` each.
+        prompts: prompt lengths in tokens.
+        answers: answer token ids.
+    """
+    lengths = [len(answer) for answer in answers]
+    used = [prompt + length - 1 for prompt, length in zip(prompts, lengths, strict=True)]
+    padded = nn.utils.rnn.pad_sequence([s[:n] for s, n in zip(states, used, strict=True)], batch_first=True)
+    rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
+    steps = torch.cat([torch.arange(length) for length in lengths])
+    columns = torch.tensor(prompts)[rows] - 1 + steps
+    targets = torch.tensor([token for answer in answers for token in answer])
+    mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
+    positions = torch.arange(padded.shape[1]).expand(len(lengths), -1)
+    return Batch(padded, positions, rows, columns, targets, mask)
+
+
+class TokenLogprobs(torch.autograd.Function):
+    """Log-probabilities of given tokens, in chunks: the full-vocabulary tensor never outlives a chunk."""
+
+    CHUNK = 512
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
+        """``[tokens]`` log-probabilities (nats) from hidden ``[tokens, width]`` and head ``[vocabulary, width]``."""
+        out, normalisers = [], []
+        for part, ids in zip(
+            hidden.split(TokenLogprobs.CHUNK), targets.split(TokenLogprobs.CHUNK), strict=True
+        ):
+            logits = (part.to(weight.dtype) @ weight.T).float()
+            normaliser = logits.logsumexp(-1)
+            out.append(logits.gather(-1, ids[:, None])[:, 0] - normaliser)
+            normalisers.append(normaliser)
+        ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers))
+        return torch.cat(out)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
+        """Gradient by recomputing each chunk's probabilities: (one-hot − p) · W."""
+        hidden, weight, targets, normalisers = ctx.saved_tensors
+        chunks = [t.split(TokenLogprobs.CHUNK) for t in (hidden, targets, normalisers, grads[0])]
+        hidden_grads = []
+        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
+        for part, ids, normaliser, grad in zip(*chunks, strict=True):
+            probs = ((part.to(weight.dtype) @ weight.T).float() - normaliser[:, None]).exp_()
+            slope = probs.mul_(-grad[:, None])
+            slope.scatter_add_(1, ids[:, None], grad[:, None])
+            slope = slope.to(weight.dtype)
+            hidden_grads.append((slope @ weight).to(hidden.dtype))
+            if weight_grad is not None:
+                weight_grad += slope.T.float() @ part.float()
+        return torch.cat(hidden_grads), None if weight_grad is None else weight_grad.to(weight.dtype), None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Policy against reference on the tokens of a batch, ``[answer tokens]`` each, nats.
+
+    ``kl`` is the exact KL(policy ‖ reference) of the next-token distribution, ``entropy`` the policy's.
+    """
+
+    logprobs: Tensor
+    reference: Tensor
+    kl: Tensor
+    entropy: Tensor
+    values: Tensor
+
+
+class Hydra(nn.Module):
+    """One trunk, two tops (policy trains, reference is frozen) and a value head on the policy's hidden state.
+
+    Args:
+        lm: the start model; its top blocks are copied, its trunk and head are shared.
+        trainable: ``"last:4"``.
+    """
+
+    def __init__(self, lm: LM, trainable: str = "last:4") -> None:
+        super().__init__()
+        model: Any = lm.model
+        self.start = first_trainable(trainable, len(model.model.layers))
+        self.top = Top(model.model, self.start)
+        self.reference = copy.deepcopy(self.top).requires_grad_(False)
+        width = model.config.hidden_size
+        self.value_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 1))
+        nn.init.zeros_(self.value_head[2].weight)
+        nn.init.zeros_(self.value_head[2].bias)
+        self.register_buffer("head", model.lm_head.weight.detach(), persistent=False)
+
+    def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Log-probabilities and values of the answer tokens, ``[answer tokens]`` each."""
+        hidden = self.top(batch.states, batch.positions)[batch.rows, batch.columns]
+        values = self.value_head(hidden.float())[:, 0].float()
+        return TokenLogprobs.apply(hidden.float(), self.head, batch.targets), values  # type: ignore[no-untyped-call]
+
+    @torch.no_grad()
+    def compare(self, batch: Batch) -> Comparison:
+        """Policy and reference side by side, with the exact KL over the whole vocabulary."""
+        ours = self.top(batch.states, batch.positions)[batch.rows, batch.columns]
+        theirs = self.reference(batch.states, batch.positions)[batch.rows, batch.columns]
+        head: Any = self.head
+        parts = []
+        for mine, other, ids in zip(
+            ours.split(512), theirs.split(512), batch.targets.split(512), strict=True
+        ):
+            p = torch.log_softmax((mine.to(head.dtype) @ head.T).float(), -1)
+            q = torch.log_softmax((other.to(head.dtype) @ head.T).float(), -1)
+            probs = p.exp()
+            picked = [x.gather(-1, ids[:, None])[:, 0] for x in (p, q)]
+            parts.append([*picked, (probs * (p - q)).sum(-1), -(probs * p).sum(-1)])
+        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
+        return Comparison(*columns, values=self.value_head(ours.float())[:, 0].float())

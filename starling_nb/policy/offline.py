@@ -1,0 +1,140 @@
+"""Direct preference optimisation on the data set's own pairs: no sampling, no reward model.
+
+Trained over the same kept trunk states and the same top blocks as the online objectives, so that budgets compare.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from starling_nb import files, losses
+from starling_nb.errors import StarlingError
+from starling_nb.models import LM
+from starling_nb.policy.hydra import Batch, Hydra, collate
+from starling_nb.reward.training import Prepared
+
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How DPO is run; ``beta`` 0.1 as in the authors' script (eric-mitchell/direct-preference-optimization)."""
+
+    pairs: int = 320
+    """Pairs trained on; each is two sequences of the budget."""
+    batch: int = 8
+    lr: float = 2e-5
+    beta: float = 0.1
+    trainable: str = "last:4"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Trunk states, prompt length and answer ids of a chosen and a rejected answer to one prompt."""
+
+    states: tuple[Tensor, Tensor]
+    prompt: int
+    answers: tuple[list[int], list[int]]
+
+
+def pairs(prepared: Sequence[Prepared], n: int, seed: int) -> list[Pair]:
+    """Draw ``n`` pairs from packed comparisons, one comparison after another, better answer first.
+
+    Raises:
+        StarlingError: there is no comparison with two differently ranked answers.
+    """
+    drawn: list[Pair] = []
+    place = 0
+    if not any(len(set(item.ranks.tolist())) > 1 for item in prepared):
+        raise StarlingError("DPO needs comparisons with at least two differently ranked answers")
+    while len(drawn) < n:
+        epoch, offset = divmod(place, len(prepared))
+        item = prepared[int(files.rng(seed, "dpo", epoch).permutation(len(prepared))[offset])]
+        place += 1
+        i, j = (int(x) for x in files.rng(seed, "dpo pair", place).choice(len(item.ranks), 2, replace=False))
+        if item.ranks[i] == item.ranks[j]:
+            continue
+        better, worse = (i, j) if item.ranks[i] < item.ranks[j] else (j, i)
+        (s1, a1), (s2, a2) = (_one(item, k) for k in (better, worse))
+        drawn.append(Pair((s1, s2), int((item.packed.segments == 0).sum()), (a1, a2)))
+    return drawn
+
+
+def _one(item: Prepared, answer: int) -> tuple[Tensor, list[int]]:
+    """Trunk states of the prompt and one answer of a packed comparison, and the answer's ids."""
+    mine = item.packed.segments == answer + 1
+    return item.states[(item.packed.segments == 0) | mine], item.packed.ids[mine].tolist()
+
+
+def tune(
+    lm: LM,
+    prepared: Sequence[Prepared],
+    recipe: Recipe,
+    *,
+    checkpoint: Path | None = None,
+    report: Report | None = None,
+) -> tuple[Hydra, list[dict[str, float]]]:
+    """Train the top blocks with DPO and write them into ``lm``; one record a step: loss, margin, accuracy."""
+    torch.manual_seed(recipe.seed)
+    bf16 = lm.dtype == torch.bfloat16
+    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if bf16 else "no")
+    hydra: Any = Hydra(lm, recipe.trainable)
+    frozen = copy.deepcopy(hydra.top).requires_grad_(False)
+    optimizer: Any = torch.optim.AdamW(
+        hydra.top.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
+    )
+    hydra, optimizer = accelerator.prepare(hydra, optimizer)
+    drawn = pairs(prepared, recipe.pairs, recipe.seed)
+    batches = [drawn[i : i + recipe.batch] for i in range(0, len(drawn), recipe.batch)]
+    history: list[dict[str, float]] = []
+    if checkpoint is not None and checkpoint.exists():
+        state = torch.load(checkpoint, weights_only=True)
+        accelerator.unwrap_model(hydra).top.load_state_dict(state["top"])
+        optimizer.load_state_dict(state["optimizer"])
+        history = state["history"]
+    plain: Hydra = accelerator.unwrap_model(hydra)
+    for step in range(len(history), len(batches)):
+        batch = _batch(batches[step])
+        with accelerator.autocast():
+            ours = _sums(hydra(batch)[0], batch)
+            with torch.no_grad():
+                top, plain.top = plain.top, frozen
+                theirs = _sums(plain(batch)[0], batch)
+                plain.top = top
+            loss = losses.dpo(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], beta=recipe.beta)
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(plain.top.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        margin = ((ours - theirs)[:, 0] - (ours - theirs)[:, 1]).detach()
+        record = {"loss": float(loss.detach()), "margin": float(margin.mean())}
+        history.append({"step": float(step), **record, "accuracy": float((margin > 0).float().mean())})
+        if report is not None:
+            report(step + 1, len(batches), history[-1])
+        if checkpoint is not None and (step + 1) % 10 == 0:
+            state = {"top": plain.top.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+            with files.replacing(checkpoint) as part:
+                torch.save(state, part)
+    plain.top.write_into(lm.model.model)
+    return plain, history
+
+
+def _batch(chosen: Sequence[Pair]) -> Batch:
+    """Chosen and rejected answers side by side: rows 0, 2, … are chosen, 1, 3, … rejected."""
+    states = [state for pair in chosen for state in pair.states]
+    answers = [answer for pair in chosen for answer in pair.answers]
+    return collate(states, [pair.prompt for pair in chosen for _ in range(2)], answers)
+
+
+def _sums(logprobs: Tensor, batch: Batch) -> Tensor:
+    """``[pairs, 2]`` log-probabilities of whole answers."""
+    return batch.unflatten(logprobs).sum(1).view(-1, 2)

@@ -1,0 +1,240 @@
+"""How large a run is: one frozen dataclass of parameters per stage, and one TOML file of values per profile.
+
+The dataclasses are the only place where a parameter gets its name, type and help. ``laptop.toml`` holds a
+value for every one of them (the notebooks' ``parameters`` cells hold the same); any other profile holds what
+differs from it. In each file the table ``[common]`` speaks to all stages and ``["03_reward_training"]`` to
+one.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from starling_nb.profiles.values import KINDS, ParameterError, check, parse
+
+__all__ = ["KINDS", "ParameterError", "check", "parse"]
+
+FOLDER = Path(__file__).parent
+DTYPES = ("auto", "float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Common:
+    """What every stage knows."""
+
+    profile: str
+    """Size of the run: smoke, laptop, study, gpu or paper."""
+    out: str
+    """Folder of the run; empty means outputs/<profile>."""
+    seed: int
+    """Seed of every random choice."""
+    judge: str
+    """Who ranks and grades: simulated, or the name of a model behind an OpenAI-compatible server."""
+    threads: int
+    """CPU threads of the numerical work; a part of the result, because sums round differently."""
+    dtype: str
+    """Number format of the model: auto, float32 or bfloat16."""
+
+    def __post_init__(self) -> None:
+        if self.threads < 1:
+            raise ParameterError(f"threads = {self.threads}: at least one is needed")
+        if self.dtype not in DTYPES:
+            raise ParameterError(f"dtype = {self.dtype!r}: choose one of {', '.join(DTYPES)}")
+
+
+@dataclass(frozen=True)
+class StartHere(Common):
+    """00: the whole chain on one prompt."""
+
+    n_examples: int
+    """Prompts shown, 2 or more."""
+    best_of: int
+    """Answers from which the reward picks one, 2 or more."""
+    max_new_tokens: int
+    """Cap on an answer, tokens."""
+
+
+@dataclass(frozen=True)
+class DatasetConstruction(Common):
+    """01: prompts, answers and rankings."""
+
+    n_prompts: int
+    """Prompts ranked, 10 to 303."""
+    n_live: int
+    """Of these, prompts whose answers are sampled again now, 0 to n_prompts."""
+    variant: str
+    """Ranking prompt, a name from starling_nb.nectar.ranking.VARIANTS."""
+
+
+@dataclass(frozen=True)
+class PositionalBias(Common):
+    """02: what position does to a ranking."""
+
+    variants: list
+    """Ranking prompts compared."""
+    real_rankings: str
+    """Folder with the authors' raw ranking logs, or empty."""
+
+
+@dataclass(frozen=True)
+class RewardTraining(Common):
+    """03: a reward model from rankings."""
+
+    n_comparisons: int
+    """Comparisons used, over all splits."""
+    epochs: int
+    """Passes over the training comparisons."""
+    batch: int
+    """Comparisons a step."""
+    lr: float
+    """Learning rate of the top blocks, AdamW."""
+    head_lr: float
+    """Learning rate of the score head."""
+    trainable: str
+    """Which blocks learn."""
+    held_out: list
+    """Responders whose answers no training comparison holds."""
+
+
+@dataclass(frozen=True)
+class PolicyTuning(Common):
+    """04: a chat model from a reward model."""
+
+    steps: int
+    """Steps of APA, each one set of rollouts."""
+    short_steps: int
+    """Steps of PPO and P3O, and the budget of DPO."""
+    rollouts: int
+    """Answers sampled a step."""
+    epochs: int
+    """Passes over each set of rollouts."""
+    minibatch: int
+    """Sequences an optimiser step."""
+    lr: float
+    """Learning rate of the top blocks, AdamW."""
+    lam: float
+    """APA's λ: larger stays nearer to the start model."""
+    kl: float
+    """Weight of the log-ratio in the reward, nats."""
+    max_new_tokens: int
+    """Cap on an answer, tokens."""
+    trainable: str
+    """Which blocks learn."""
+    samples: int
+    """Answers a held-out prompt, before and after."""
+    split: str
+    """Prompts on which the result is read: validation while trying, test once."""
+
+
+@dataclass(frozen=True)
+class Evaluation(Common):
+    """05: what came of it."""
+
+    n_questions: int
+    """Two-turn questions."""
+    n_instructions: int
+    """Single-turn instructions."""
+    n_choice: int
+    """Four-option questions."""
+    n_safety: int
+    """Contrast prompts."""
+    shots: int
+    """Solved examples before each four-option question, 0 to 5."""
+    margin: float
+    """Loss of log-likelihood margin that would be accepted, nats, fixed in advance."""
+    max_new_tokens: int
+    """Cap on an answer, tokens."""
+
+
+STAGES: dict[str, type[Common]] = {
+    "00_start_here": StartHere,
+    "01_dataset_construction": DatasetConstruction,
+    "02_positional_bias": PositionalBias,
+    "03_reward_training": RewardTraining,
+    "04_policy_tuning": PolicyTuning,
+    "05_evaluation": Evaluation,
+}
+
+COMMON = tuple(field.name for field in fields(Common))
+
+
+def names() -> list[str]:
+    """The profiles, by name."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def kinds(stage: str) -> dict[str, type]:
+    """Name → type of a stage's parameters, in the order of declaration."""
+    cls = STAGES[stage]
+    hints = get_type_hints(cls)
+    return {field.name: hints[field.name] for field in fields(cls)}
+
+
+def helps(stage: str) -> dict[str, str]:
+    """Name → help text of a stage's parameters, read from the string under each field."""
+    found: dict[str, str] = {}
+    for cls in reversed(STAGES[stage].__mro__[:-1]):
+        body = ast.parse(inspect.getsource(cls)).body[0]
+        assert isinstance(body, ast.ClassDef)
+        for here, below in zip(body.body, body.body[1:], strict=False):
+            text = below.value if isinstance(below, ast.Expr) else None
+            if isinstance(here, ast.AnnAssign) and isinstance(text, ast.Constant):
+                found[ast.unparse(here.target)] = str(text.value)
+    return found
+
+
+@cache
+def _load(profile: str) -> dict[str, dict[str, Any]]:
+    if profile not in names():
+        raise ParameterError(f"profile {profile!r} is unknown: choose one of {', '.join(names())}")
+    tables = tomllib.loads((FOLDER / f"{profile}.toml").read_text(encoding="utf-8"))
+    for table in tables:
+        if table != "common" and table not in STAGES:
+            raise ParameterError(
+                f"profiles/{profile}.toml: [{table}] is no stage; there are {', '.join(STAGES)}"
+            )
+    return tables
+
+
+def values(profile: str, stage: str) -> dict[str, Any]:
+    """A stage's parameter values in a profile; for a stage of somebody's own, the common ones.
+
+    Raises:
+        ParameterError: no such profile, or its file names a parameter that the stage lacks.
+    """
+    merged: dict[str, Any] = {}
+    for name in ("laptop", profile):
+        tables = _load(name)
+        merged |= tables.get("common", {}) | tables.get(stage, {})
+    merged |= {"profile": profile, "out": ""}
+    if stage in STAGES:
+        wanted = kinds(stage)
+        if unknown := sorted(merged.keys() - wanted.keys()):
+            raise ParameterError(f"profile {profile}: {stage} has no parameter {', '.join(unknown)}")
+        merged = {
+            name: check(f"{stage}.{name}", wanted[name], merged[name]) for name in wanted if name in merged
+        }
+    return merged
+
+
+def make(stage: str, given: Mapping[str, Any]) -> Common:
+    """The frozen parameters of a stage.
+
+    Raises:
+        ParameterError: a name is unknown or missing, or a value is of the wrong type or range.
+    """
+    wanted = kinds(stage)
+    if unknown := sorted(given.keys() - wanted.keys()):
+        raise ParameterError(f"{stage} has no parameter {', '.join(unknown)}; it has {', '.join(wanted)}")
+    if missing := sorted(wanted.keys() - given.keys()):
+        raise ParameterError(
+            f"{stage} lacks a value for {', '.join(missing)}: add it to profiles/laptop.toml and the cell"
+        )
+    return STAGES[stage](**{name: check(f"{stage}.{name}", wanted[name], given[name]) for name in wanted})

@@ -1,0 +1,1 @@
+"""What lies behind ``starling-nb reproduce``: notebooks, stage keys, kernels, lock, manifest."""

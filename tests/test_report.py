@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+import base64
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+
+from starling_nb import files, report
+from starling_nb.runner import manifest
+
+PIXEL = base64.b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
+EVIL = '<script>alert("x")</script>'
+
+
+class Reader(HTMLParser):
+    """Collects tags and every address that the page would load."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.addresses += [value or "" for name, value in attrs if name in ("src", "href")]
+
+
+def read(path: Path) -> Reader:
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    return reader
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    claim = {
+        "value": 0.7,
+        "low": 0.6,
+        "high": 0.8,
+        "n": 1200,
+        "verdict": "holds",
+        "rule": "low>0.5",
+        "text": EVIL,
+    }
+    metrics: dict[str, Any] = {
+        "00.x": {"value": 0.25, "low": None, "high": None, "n": None},
+        "claim.00.y": claim,
+    }
+    files.write_json(tmp_path / "metrics.json", metrics)
+    entry = {
+        "key": "00_a-0123",
+        "status": "failed",
+        "cached": False,
+        "seconds": 61.0,
+        "peak_rss_bytes": 2**30,
+    }
+    entry |= {"params": {"seed": 3, "note": EVIL}, "error": f"ValueError: {EVIL}"}
+    head = manifest.head("smoke", ["starling-nb", "reproduce"])
+    files.write_json(tmp_path / "manifest.json", head | {"stages": {"00_a": entry}})
+    files.write_bytes(tmp_path / "figures" / "00_panels.png", PIXEL)
+    files.write_text(tmp_path / "figures" / "00_panels.txt", f"Four panels {EVIL}\n")
+    files.write_text(
+        tmp_path / "tables" / "00_t.csv", "a,b\n" + f'1,"{EVIL.replace(chr(34), chr(39))}"\n' * 50
+    )
+    cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("print(1)")]
+    cells[1]["outputs"] = [nbformat.v4.new_output("display_data", {"text/html": EVIL, "text/plain": "plain"})]
+    book = nbformat.v4.new_notebook(cells=cells)
+    (tmp_path / "notebooks").mkdir()
+    nbformat.write(book, tmp_path / "notebooks" / "00_a.ipynb")
+    return tmp_path
+
+
+def test_the_page_holds_everything_in_itself(out: Path) -> None:
+    path = report.write(out)
+    page = read(path)
+    assert "script" not in page.tags
+    assert page.addresses == [
+        f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}",
+        "notebooks/00_a.html",
+    ]
+    assert re.search(r"https?://", path.read_text(encoding="utf-8")) is None
+
+
+def test_the_page_says_claims_numbers_captions_and_errors(out: Path) -> None:
+    text = report.write(out).read_text(encoding="utf-8")
+    for wanted in (
+        "1 holds, 0 fails, 0 too small",
+        "0.6 … 0.8",
+        "1,200",
+        "low&gt;0.5",
+        "00.x",
+        "Four panels",
+    ):
+        assert wanted in text
+    for wanted in (
+        "ValueError: &lt;script&gt;",
+        "1:01",
+        "1.00 GiB",
+        "First 40 of 50 rows",
+        "seed=3",
+        "torch",
+    ):
+        assert wanted in text
+    assert "prefers-color-scheme" in text or "color-scheme: light dark" in text
+
+
+def test_notebooks_become_pages_that_forbid_scripts(out: Path) -> None:
+    report.write(out)
+    page = (out / "notebooks" / "00_a.html").read_text(encoding="utf-8")
+    assert "Content-Security-Policy" in page
+    assert "default-src 'none'" in page
+    assert "Title" in page
+    assert re.search(r"src=.https?://", page) is None
+
+
+def test_an_empty_run_still_has_a_page(tmp_path: Path) -> None:
+    assert "none" in report.write(tmp_path).read_text(encoding="utf-8")
