@@ -1,0 +1,52 @@
+"""Answers of a model to bench conversations, batched, each with randomness of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from starling_nb.chat import Message
+
+if TYPE_CHECKING:
+    from starling_nb.models import LM
+
+
+def answer(
+    lm: LM,
+    conversations: Mapping[str, Sequence[Message]],
+    *,
+    seed: int = 0,
+    temperature: float = 0.7,
+    max_new_tokens: int = 256,
+    batch: int = 128,
+    progress: Callable[[int, int], None] | None = None,
+) -> dict[str, str]:
+    """Answer every conversation once.
+
+    Args:
+        lm: the model.
+        conversations: messages that end with the user's turn, by item id.
+        seed: decides, together with the item id, what is sampled.
+        temperature: 0 is greedy; AlpacaEval's configuration of Starling uses 0.7.
+        max_new_tokens: cap on answer tokens.
+        batch: sequences in flight.
+        progress: called with (sampled tokens, finished items).
+
+    Returns:
+        Answer texts by item id, in the order of ``conversations``; a model that says nothing gives "".
+    """
+    if not conversations:
+        return {}
+    from starling_nb import models
+
+    samples = models.sample(
+        lm,
+        [lm.chat.prompt_ids(messages) for messages in conversations.values()],
+        list(conversations),
+        seed=seed,
+        temperature=temperature,
+        max_new_tokens=max_new_tokens,
+        batch=batch,
+        progress=progress,
+    )
+    return {id: lm.chat.decode(sample.ids) for id, sample in zip(conversations, samples, strict=True)}

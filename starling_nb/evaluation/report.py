@@ -1,0 +1,143 @@
+"""Notebook 05, step by step: two models through the four benchmarks, one judge for both."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from starling_nb.evaluation import alpaca_eval, judging, mmlu, mt_bench, safety
+from starling_nb.evaluation.answering import answer
+from starling_nb.evaluation.published import Obtained
+from starling_nb.files import hash_value
+from starling_nb.judge import Judge
+from starling_nb.stats import Interval
+
+if TYPE_CHECKING:
+    from starling_nb.models import LM
+
+Pair = Mapping[str, "LM"]
+"""The start model and the tuned model, under ``start`` and ``tuned``."""
+
+
+@dataclass(frozen=True)
+class TwoTurn:
+    """Mean grades (1 to 10) of both models, their paired change, grades by category, unreadable replies."""
+
+    start: Interval
+    tuned: Interval
+    change: Interval
+    by_category: dict[str, dict[str, float]]
+    failed: int
+
+
+def _some(items: list[Any], n: int) -> list[Any]:
+    """At most ``n`` items, chosen by hash of their id, in their own order."""
+    kept = {item.id for item in sorted(items, key=lambda item: hash_value(item.id))[:n]}
+    return [item for item in items if item.id in kept]
+
+
+def two_turn(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> TwoTurn:
+    """Both models answer the two-turn questions with equal random numbers; the judge grades every turn."""
+    judging.register()
+    questions = _some(mt_bench.load(), n)
+    graded = {}
+    for name, lm in pair.items():
+        answers = mt_bench.answer(lm, questions, seed=seed, max_new_tokens=max_new_tokens)
+        outcomes = judge.ask_all(mt_bench.requests(questions, answers, seed=seed))
+        graded[name] = mt_bench.judgments(questions, outcomes)
+    found = {name: mt_bench.summarize(table) for name, table in graded.items()}
+    categories = {
+        name: dict(zip(s.by_category.category, s.by_category.score, strict=True)) for name, s in found.items()
+    }
+    change = mt_bench.paired(graded["start"], graded["tuned"])
+    failed = sum(summary.failed for summary in found.values())
+    return TwoTurn(found["start"].overall, found["tuned"].overall, change, categories, failed)
+
+
+def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> alpaca_eval.WinRate:
+    """The tuned model against the start model on single instructions, each pair shown in both orders."""
+    judging.register()
+    instructions = _some(alpaca_eval.load(), n)
+    conversations = {i.id: i.messages for i in instructions}
+    answers = {name: answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens) for name, lm in pair.items()}
+    asked = alpaca_eval.requests(instructions, answers["start"], answers["tuned"], orders="both", seed=seed)
+    verdicts = judge.ask_all(asked)
+    table = alpaca_eval.annotate(
+        instructions, answers["start"], answers["tuned"], verdicts, generators=("start", "tuned")
+    )
+    return alpaca_eval.win_rate(table, seed=seed)
+
+
+def multiple_choice(
+    pair: Pair,
+    n: int,
+    shots: int,
+    margin: float,
+    report: Callable[[int, int, dict[str, float]], None] | None = None,
+) -> mmlu.Comparison:
+    """Four-option questions by log-likelihood of the letter, before and after, paired by question."""
+    questions, examples = _some(mmlu.load(), n), mmlu.load_dev()
+
+    def told(done: int, total: int) -> None:
+        if report is not None:
+            report(done, total, {})
+
+    scores = {name: mmlu.score(lm, questions, examples, shots=shots, progress=told) for name, lm in pair.items()}
+    return mmlu.compare(scores["start"], scores["tuned"], margin)
+
+
+def record_choice(stage: Any, found: mmlu.Comparison) -> None:
+    """Record accuracies, the change and the claim of non-inferiority in a stage."""
+    for name, value in (("start", found.accuracy_before), ("tuned", found.accuracy_after)):
+        stage.record(f"choice.accuracy_{name}", value)
+    gap = found.difference
+    stage.record("choice.margin_change", gap)
+    stage.record("choice.smallest_detectable_change", found.detectable, n=gap.n)
+    stage.record("choice.start_above_chance_p", found.chance_p, n=gap.n)
+    if found.verdict == "floor: not testable":
+        print(f"floor: not testable, the start is not above chance (p = {found.chance_p:.3g})")
+        return
+    stage.claim(
+        "knowledge_survives",
+        gap,
+        rule=f"low>{-found.margin:g}",
+        text="log-likelihood margin of the right letter, after − before, nats (non-inferiority)",
+        min_n=100,
+    )
+
+
+def safety_pair(pair: Pair, n: int, seed: int, max_new_tokens: int) -> pd.DataFrame:
+    """Over-refusal and compliance of both models: model, rate, value, low, high, n."""
+    chosen = {prompt.pair for prompt in safety.load()[:n]}
+    contrast = [prompt for prompt in safety.load() if prompt.pair in chosen]
+    conversations = {prompt.id: prompt.messages for prompt in contrast}
+    rows = []
+    for name, lm in pair.items():
+        said = answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens)
+        found = safety.rates(safety.label(contrast, said))
+        rows += [{"model": name, "rate": rate, **vars(value)} for rate, value in vars(found).items()]
+    return pd.DataFrame(rows)
+
+
+def obtained(grades: TwoTurn, wins: alpaca_eval.WinRate, choice: mmlu.Comparison, judge: str) -> dict[str, Obtained]:
+    """Our three numbers in the units of the blog's table; the start model's win rate against itself is 50."""
+    rise = Interval(wins.win_rate - 50, wins.low - 50, wins.high - 50, wins.n)
+    before, after = 100 * choice.accuracy_before.value, 100 * choice.accuracy_after.value
+    nan = float("nan")
+    return {
+        "mt_bench": Obtained(grades.start.value, grades.tuned.value, grades.change, judge),
+        "alpaca_eval": Obtained(50.0, wins.win_rate, rise, f"{judge}, against the start model"),
+        "mmlu": Obtained(before, after, Interval(after - before, nan, nan, choice.difference.n), "log-likelihood"),
+    }
+
+
+def our_rows(ours: Mapping[str, Obtained]) -> pd.DataFrame:
+    """Two rows, start and tuned, in the columns of the published table."""
+    rows = [
+        {"model": name, **{metric: getattr(value, when) for metric, value in ours.items()}}
+        for name, when in (("ours: start", "start"), ("ours: tuned with APA", "tuned"))
+    ]
+    return pd.DataFrame(rows)
