@@ -24,15 +24,11 @@ def first_trainable(trainable: str, n_blocks: int) -> int:
     """
     match = re.fullmatch(r"last:(\d+)", trainable)
     if match is None or not 1 <= int(match[1]) <= n_blocks:
-        raise StarlingError(
-            f"trainable={trainable!r}: write last:k with k from 1 to {n_blocks}, for example last:4"
-        )
+        raise StarlingError(f"trainable={trainable!r}: write last:k with k from 1 to {n_blocks}, for example last:4")
     return n_blocks - int(match[1])
 
 
-def run_blocks(
-    decoder: Any, hidden: Tensor, positions: Tensor, mask: Tensor | None, start: int, stop: int
-) -> Tensor:
+def run_blocks(decoder: Any, hidden: Tensor, positions: Tensor, mask: Tensor | None, start: int, stop: int) -> Tensor:
     """Run blocks ``start`` to ``stop - 1``.
 
     Args:
@@ -53,7 +49,9 @@ def run_blocks(
 @torch.inference_mode()
 def trunk_states(decoder: Any, ids: Tensor, positions: Tensor, mask: Tensor | None, stop: int) -> Tensor:
     """States that enter block ``stop``, ``[rows, tokens, width]``, for token ids ``[rows, tokens]``."""
-    return run_blocks(decoder, decoder.embed_tokens(ids), positions, mask, 0, stop)
+    hidden = decoder.embed_tokens(ids.to(decoder.embed_tokens.weight.device))
+    mask = None if mask is None else mask.to(hidden.device)
+    return run_blocks(decoder, hidden, positions.to(hidden.device), mask, 0, stop)
 
 
 class Top(nn.Module):

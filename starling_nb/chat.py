@@ -53,14 +53,18 @@ class ChatFormat:
         self.tokenizer: Any = tokenizer
         self.template = template
         end = "<|end_of_turn|>" if template == "openchat" else tokenizer.eos_token
-        self.eos_id = int(tokenizer.convert_tokens_to_ids(end))
-        self._controls = [token for token in tokenizer.all_special_tokens if token]
+        vocabulary = tokenizer.get_vocab()
+        if end not in vocabulary:
+            raise ChatError(f"this tokenizer has no end-of-turn token {end!r}: choose the template of its model")
+        self.eos_id = vocabulary[end]
+        self._controls = list(dict.fromkeys([token for token in tokenizer.all_special_tokens if token] + [end]))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation up to and including the open assistant turn.
 
         Raises:
-            ChatError: roles out of order, empty text, a control token inside a message, or a doubled BOS.
+            ChatError: roles out of order, empty text, a control token inside a message, a doubled BOS, or an end token
+            after the open turn.
         """
         self._check(messages)
         text = self._render(messages)
@@ -68,6 +72,8 @@ class ChatFormat:
         bos = self.tokenizer.bos_token_id
         if bos is not None and ids[:2] == [bos, bos]:
             raise ChatError("two BOS tokens at the start: the template adds one and so does the tokenizer")
+        if ids[-1] == self.eos_id:
+            raise ChatError("the tokenizer closes the open turn with an end token: load it with add_eos_token=False")
         return ids
 
     def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
@@ -78,9 +84,19 @@ class ChatFormat:
         """
         self._refuse_controls(answer)
         prompt = self.prompt_ids(messages)
-        lead = " " if self.template == "openchat" else ""
-        body = self.tokenizer(lead + answer, add_special_tokens=False)["input_ids"]
-        return Encoded([*prompt, *body, self.eos_id], len(prompt))
+        return Encoded([*prompt, *self._answer_ids(answer), self.eos_id], len(prompt))
+
+    def _answer_ids(self, answer: str) -> list[int]:
+        """Ids of an answer as they follow the open turn; the space before it belongs to its first word."""
+        if self.template == "own" or not answer:
+            plain: list[int] = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
+            return plain
+        mark = ":" if self.template == "openchat" else "]"
+        before, joined = self.tokenizer([mark, f"{mark} {answer}"], add_special_tokens=False)["input_ids"]
+        if joined[: len(before)] != before:
+            raise ChatError(f"this tokenizer joins {mark!r} with the answer's first word: use its own template")
+        rest: list[int] = joined[len(before) :]
+        return rest
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of sampled answer ids: cut at the end of turn, control tokens removed, outer space stripped."""
@@ -94,9 +110,7 @@ class ChatFormat:
 
     def _render(self, messages: Sequence[Message]) -> str:
         if self.template == "own":
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
+            text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
             return text
         return openchat_text(messages) if self.template == "openchat" else llama2_text(messages)
 
@@ -107,9 +121,7 @@ class ChatFormat:
             raise ChatError(f"roles must alternate user, assistant, … and end with user; got {roles}")
         for message in messages:
             if not message["content"].strip():
-                raise ChatError(
-                    f"the {message['role']} message is empty: give it text or drop the conversation"
-                )
+                raise ChatError(f"the {message['role']} message is empty: give it text or drop the conversation")
             self._refuse_controls(message["content"])
 
     def _refuse_controls(self, text: str) -> None:
@@ -126,13 +138,17 @@ def openchat_text(messages: Sequence[Message]) -> str:
 
 
 def llama2_text(messages: Sequence[Message]) -> str:
-    """Llama-2 chat text as the Starling reward model reads it: no system block, BOS left to the tokenizer."""
+    """Llama-2 chat text with an open assistant turn, as the Starling reward model reads it; BOS is the tokenizer's.
+
+    Raises:
+        ChatError: there is a system message, which that text has no place for.
+    """
     parts = []
     for message in messages:
-        if message["role"] == "user":
-            parts.append(f"[INST] {message['content']} [/INST] ")
-        elif message["role"] == "assistant":
-            parts.append(f"{message['content']}</s> ")
+        if message["role"] not in ("user", "assistant"):
+            raise ChatError("this Llama-2 text has no system turn: put its content into the first user message")
+        mark = f"[INST] {message['content']} [/INST]"
+        parts.append(mark if message["role"] == "user" else f" {message['content']}</s> ")
     return "".join(parts)
 
 
@@ -158,9 +174,7 @@ def from_nectar_text(prompt: str) -> list[Message]:
         ChatError: the text does not start with a human turn or does not end with an open assistant turn.
     """
     if not prompt.startswith("\n\nHuman: ") or not prompt.endswith("\n\nAssistant: "):
-        raise ChatError(
-            "not a Nectar prompt: it must start with '\\n\\nHuman: ' and end with '\\n\\nAssistant: '"
-        )
+        raise ChatError("not a Nectar prompt: it must start with '\\n\\nHuman: ' and end with '\\n\\nAssistant: '")
     messages: list[Message] = []
     for turn in prompt[: -len("\n\nAssistant: ")].split("\n\nHuman: ")[1:]:
         human, *replies = turn.split("\n\nAssistant: ")

@@ -15,6 +15,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import sdpa_mask
 
+from starling_nb.errors import StarlingError
+
 
 class SlabLayer(DynamicLayer):
     """Keys and values of one block in a slab of fixed length, filled from the left."""
@@ -78,15 +80,18 @@ AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", sdpa_mask)
 
 
-def slab_cache(model: Any, length: int) -> tuple[Cache, Callable[[], None]]:
+def slab_cache(model: Any, length: int) -> tuple[Any, Callable[[], None]]:
     """A cache of ``length`` positions for ``model`` and a function that puts its attention back.
 
-    Models with a sliding window shorter than ``length`` keep their own attention and get the library's cache.
+    Raises:
+        StarlingError: the model looks back over a window shorter than ``length``, which a slab does not do.
     """
     config = model.config
-    if (getattr(config, "sliding_window", None) or length) < length:
-        raise ValueError(
-            f"sampling {length} tokens would leave the sliding window of {config.sliding_window}"
+    window = getattr(config, "sliding_window", None)
+    if window is not None and window < length:
+        raise StarlingError(
+            f"a prompt and its answer take up to {length} tokens, more than the sliding window of {window}: shorten "
+            "the prompts or lower max_new_tokens"
         )
     before = config._attn_implementation
     config._attn_implementation = "grouped"

@@ -55,9 +55,7 @@ def best_answers(
     rows = []
     for start, item in zip(range(0, len(texts), n), candidates, strict=True):
         best = max(range(start, start + n), key=scores.__getitem__)
-        worth = {
-            i: rubric.grade(item.prompt.rubric, item.prompt.messages, texts[i]).utility for i in (start, best)
-        }
+        worth = {i: rubric.grade(item.prompt.rubric, item.prompt.messages, texts[i]).utility for i in (start, best)}
         rows.append(
             {
                 "prompt": item.prompt.messages[-1]["content"],

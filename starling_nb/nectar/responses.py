@@ -1,7 +1,7 @@
 """Exactly K answers for each prompt, from a pool of responders.
 
-The embedded pool is one small model under six ways of asking (and a livelier one in reserve), and four writers: a good answer and a fluent wrong one
-written by hand, an answer cut off mid-sentence, and a good answer to another question.
+The embedded pool is one small model under six ways of asking (and a livelier one in reserve), and four writers: a good
+answer and a fluent wrong one written by hand, an answer cut off mid-sentence, and a good answer to another question.
 """
 
 from __future__ import annotations
@@ -36,26 +36,31 @@ class Responder:
 
 
 RESPONDERS = (
-    Responder("smollm2-default", 1e6, 1.0),
-    Responder("smollm2-cool", 1.0, 0.7),
-    Responder("smollm2-steady", 1.0, 0.3),
-    Responder("smollm2-brief", 1.0, 0.7, 48, system="Answer in one or two short, complete sentences."),
-    Responder(
-        "smollm2-teacher", 1.0, 0.8, 96, system="You are a patient teacher. Explain simply and give a reason."
-    ),
+    Responder("smollm2-default", 1e6, 1.0, 64),
+    Responder("smollm2-cool", 1.0, 0.7, 64),
+    Responder("smollm2-steady", 1.0, 0.3, 64),
+    Responder("smollm2-lively", 1.0, 1.4, 40),
+    Responder("smollm2-brief", 1.0, 0.7, 24, system="Answer in one or two short, complete sentences."),
+    Responder("smollm2-teacher", 1.0, 0.8, 80, system="You are a patient teacher. Explain simply and give a reason."),
     Responder(
         "smollm2-careful",
         1.0,
         0.7,
+        48,
         system="Help with honest questions. Politely refuse anything harmful or illegal.",
     ),
-    Responder("smollm2-lively", 1e-6, 1.2),
     Responder("writer-reference", 4.0, writes="reference"),
-    Responder("writer-flawed", 3.0, writes="flawed"),
+    Responder("writer-courteous", 2.5, writes="courteous"),
+    Responder("writer-flawed", 2.0, writes="flawed"),
     Responder("writer-cut", 1.5, writes="cut"),
-    Responder("writer-off-topic", 1.5, writes="off_topic"),
+    Responder("writer-off-topic", 1.0, writes="off_topic"),
 )
 MODELS_PER_ROW = 5
+CLOSINGS = (
+    "I hope this helps. If anything is unclear, just ask and I will gladly explain it in more detail.",
+    "Let me know if you would like to hear more about this, or if you had something else in mind.",
+    "Please tell me if you need anything else, and I will do my best to help you with that too.",
+)
 
 
 def pick(prompt_id: str, k: int = 7, seed: int = 0) -> list[Responder]:
@@ -64,9 +69,7 @@ def pick(prompt_id: str, k: int = 7, seed: int = 0) -> list[Responder]:
     writers = [responder for responder in RESPONDERS if responder.writes]
     n_models = round(k * MODELS_PER_ROW / 7)
     if not (0 < n_models <= len(models) and k - n_models <= len(writers)):
-        raise StarlingError(
-            f"{k} answers a prompt need more responders than the pool of {len(RESPONDERS)} has"
-        )
+        raise StarlingError(f"{k} answers a prompt need more responders than the pool of {len(RESPONDERS)} has")
 
     def draw(group: Sequence[Responder], n: int) -> list[Responder]:
         uniforms = files.rng(seed, "pick", prompt_id, group[0].name).random(len(group))
@@ -125,9 +128,11 @@ def _write(prompt: Prompt, prompts: Sequence[Prompt], kind: str, seed: int) -> s
     if kind in ("reference", "flawed"):
         return str(getattr(prompt, kind))
     generator = files.rng(seed, "writer", kind, prompt.id)
+    if kind == "courteous":
+        return f"{prompt.reference} {CLOSINGS[int(generator.integers(len(CLOSINGS)))]}"
     if kind == "cut":
         words = prompt.reference.split()
-        return " ".join(words[: max(1, int(len(words) * generator.uniform(0.3, 0.7)))]).rstrip(".!?")
+        return " ".join(words[: max(1, int(len(words) * generator.uniform(0.15, 0.4)))]).rstrip(".!?")
     others = [other for other in prompts if other.id != prompt.id and other.family == prompt.family]
     if not others:
         others = [other for other in prompts if other.id != prompt.id] or [prompt]

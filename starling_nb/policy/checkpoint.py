@@ -27,10 +27,10 @@ def load(lm: LM, path: Path) -> LM:
     """A copy of ``lm`` with the tuned blocks laid over it.
 
     Raises:
-        StarlingError: the file is missing, is not a policy, or belongs to another start model.
+        StarlingError: the file is missing, is not a policy, belongs to another start model, or is not complete.
     """
     try:
-        with safe_open(path, "pt") as archive:  # type: ignore[no-untyped-call]
+        with safe_open(path, "pt") as archive:
             note = archive.metadata() or {}
             weights = {name: archive.get_tensor(name) for name in archive.keys()}  # noqa: SIM118
     except Exception as error:
@@ -40,13 +40,19 @@ def load(lm: LM, path: Path) -> LM:
     model: Any = copy.deepcopy(lm.model)
     start = int(note["start"])
     state = model.model.state_dict()
+    placed = {name if name.startswith("norm.") else _shifted(name, start): value for name, value in weights.items()}
+    tuned = {name for name in state if name.startswith("norm.") or _block(name) >= start}
+    if placed.keys() != tuned or any(state[name].shape != value.shape for name, value in placed.items()):
+        raise StarlingError(f"{path} does not fit the blocks from {start} of {lm.name}: run notebook 04 again")
     with torch.no_grad():
-        for name, value in weights.items():
-            target = name if name.startswith("norm.") else _shifted(name, start)
-            if target not in state or state[target].shape != value.shape:
-                raise StarlingError(f"{path} holds {name}, which {lm.name} has no place for")
-            state[target].copy_(value)
+        for name, value in placed.items():
+            state[name].copy_(value)
     return LM(model, lm.chat, lm.name)
+
+
+def _block(name: str) -> int:
+    """The block that a weight of the decoder belongs to; -1 for those that belong to none."""
+    return int(name.split(".")[1]) if name.startswith("layers.") else -1
 
 
 def _shifted(name: str, start: int) -> str:

@@ -49,6 +49,7 @@ def collate(states: Sequence[Tensor], prompts: Sequence[int], answers: Sequence[
         prompts: prompt lengths in tokens.
         answers: answer token ids.
     """
+    device = states[0].device
     lengths = [len(answer) for answer in answers]
     used = [prompt + length - 1 for prompt, length in zip(prompts, lengths, strict=True)]
     padded = nn.utils.rnn.pad_sequence([s[:n] for s, n in zip(states, used, strict=True)], batch_first=True)
@@ -58,7 +59,7 @@ def collate(states: Sequence[Tensor], prompts: Sequence[int], answers: Sequence[
     targets = torch.tensor([token for answer in answers for token in answer])
     mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
     positions = torch.arange(padded.shape[1]).expand(len(lengths), -1)
-    return Batch(padded, positions, rows, columns, targets, mask)
+    return Batch(padded, *(index.to(device) for index in (positions, rows, columns, targets, mask)))
 
 
 class TokenLogprobs(torch.autograd.Function):
@@ -70,9 +71,7 @@ class TokenLogprobs(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """``[tokens]`` log-probabilities (nats) from hidden ``[tokens, width]`` and head ``[vocabulary, width]``."""
         out, normalisers = [], []
-        for part, ids in zip(
-            hidden.split(TokenLogprobs.CHUNK), targets.split(TokenLogprobs.CHUNK), strict=True
-        ):
+        for part, ids in zip(hidden.split(TokenLogprobs.CHUNK), targets.split(TokenLogprobs.CHUNK), strict=True):
             logits = (part.to(weight.dtype) @ weight.T).float()
             normaliser = logits.logsumexp(-1)
             out.append(logits.gather(-1, ids[:, None])[:, 0] - normaliser)
@@ -127,16 +126,24 @@ class Hydra(nn.Module):
         self.top = Top(model.model, self.start)
         self.reference = copy.deepcopy(self.top).requires_grad_(False)
         width = model.config.hidden_size
-        self.value_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), nn.Linear(2 * width, 1))
-        nn.init.zeros_(self.value_head[2].weight)
-        nn.init.zeros_(self.value_head[2].bias)
+        last = nn.Linear(2 * width, 1)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.value_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), last).to(model.device)
         self.register_buffer("head", model.lm_head.weight.detach(), persistent=False)
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and values of the answer tokens, ``[answer tokens]`` each."""
         hidden = self.top(batch.states, batch.positions)[batch.rows, batch.columns]
         values = self.value_head(hidden.float())[:, 0].float()
-        return TokenLogprobs.apply(hidden.float(), self.head, batch.targets), values  # type: ignore[no-untyped-call]
+        return TokenLogprobs.apply(hidden.float(), self.head, batch.targets), values
+
+    @torch.no_grad()
+    def reference_logprobs(self, batch: Batch) -> Tensor:
+        """Log-probabilities of the answer tokens under the reference, ``[answer tokens]``."""
+        hidden = self.reference(batch.states, batch.positions)[batch.rows, batch.columns]
+        logprobs: Tensor = TokenLogprobs.apply(hidden.float(), self.head, batch.targets)
+        return logprobs
 
     @torch.no_grad()
     def compare(self, batch: Batch) -> Comparison:
@@ -145,13 +152,11 @@ class Hydra(nn.Module):
         theirs = self.reference(batch.states, batch.positions)[batch.rows, batch.columns]
         head: Any = self.head
         parts = []
-        for mine, other, ids in zip(
-            ours.split(512), theirs.split(512), batch.targets.split(512), strict=True
-        ):
+        for mine, other, ids in zip(ours.split(512), theirs.split(512), batch.targets.split(512), strict=True):
             p = torch.log_softmax((mine.to(head.dtype) @ head.T).float(), -1)
             q = torch.log_softmax((other.to(head.dtype) @ head.T).float(), -1)
             probs = p.exp()
             picked = [x.gather(-1, ids[:, None])[:, 0] for x in (p, q)]
             parts.append([*picked, (probs * (p - q)).sum(-1), -(probs * p).sum(-1)])
-        columns = [torch.cat(column) for column in zip(*parts, strict=True)]
-        return Comparison(*columns, values=self.value_head(ours.float())[:, 0].float())
+        logprobs, reference, kl, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
+        return Comparison(logprobs, reference, kl, entropy, self.value_head(ours.float())[:, 0].float())

@@ -11,11 +11,13 @@ import torch
 from starling_nb import rubric
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt
-from starling_nb.policy.hydra import Hydra, collate
+from starling_nb.policy.experience import collate_rollouts
+from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import Rollout, collect
 from starling_nb.stats import Interval, mean_interval, paired_difference
 
-ENDS = re.compile(r"[.!?…](?=[\"'”’)\]]*(?:\s|$))")
+# A sentence's end and the quotes or brackets that close with it; the number before a list item ends nothing.
+ENDS = re.compile(r"(?<!^\d)(?<!^\d\d)[.!?…][\"'”’)\]]*(?=\s|$)", re.MULTILINE)
 
 
 def held_out(
@@ -31,9 +33,7 @@ def held_out(
     """``samples`` answers a prompt at temperature 1; equal seeds give equal random numbers to every model."""
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     ids = [f"held-out/{prompt.id}/{i % samples}" for i, prompt in enumerate(repeated)]
-    return collect(
-        lm, repeated, ids, seed=seed, max_new_tokens=max_new_tokens, capture=capture, progress=progress
-    )
+    return collect(lm, repeated, ids, seed=seed, max_new_tokens=max_new_tokens, capture=capture, progress=progress)
 
 
 def grade(rollouts: Sequence[Rollout], edit: Callable[[str], str] | None = None) -> pd.DataFrame:
@@ -81,10 +81,8 @@ def divergence(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, ba
     sums, ids = [], []
     for first in range(0, len(order), batch):
         part = order[first : first + batch]
-        sequences = collate(
-            [r.trunk for r in part], [len(r.sample.prompt) for r in part], [r.sample.ids for r in part]
-        )
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+        sequences = collate_rollouts(part)
+        with torch.autocast(sequences.states.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             kl = hydra.compare(sequences).kl
         sums += sequences.unflatten(kl).sum(1).tolist()
         ids += [r.prompt.id for r in part]

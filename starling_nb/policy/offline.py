@@ -5,14 +5,13 @@ Trained over the same kept trunk states and the same top blocks as the online ob
 
 from __future__ import annotations
 
-import copy
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor
 
 from starling_nb import files, losses
@@ -54,7 +53,8 @@ def pairs(prepared: Sequence[Prepared], n: int, seed: int) -> list[Pair]:
     """
     drawn: list[Pair] = []
     place = 0
-    if not any(len(set(item.ranks.tolist())) > 1 for item in prepared):
+    prepared = [item for item in prepared if len(set(item.ranks.tolist())) > 1]
+    if not prepared:
         raise StarlingError("DPO needs comparisons with at least two differently ranked answers")
     while len(drawn) < n:
         epoch, offset = divmod(place, len(prepared))
@@ -83,49 +83,62 @@ def tune(
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> tuple[Hydra, list[dict[str, float]]]:
-    """Train the top blocks with DPO and write them into ``lm``; one record a step: loss, margin, accuracy."""
+    """Train the top blocks with DPO and write them into ``lm``; one record a step: loss, margin, accuracy.
+
+    Raises:
+        StarlingError: as :func:`pairs`; or the loss is not a number.
+    """
     torch.manual_seed(recipe.seed)
-    bf16 = lm.dtype == torch.bfloat16
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if bf16 else "no")
+    accelerator = lm.accelerator()
     hydra: Any = Hydra(lm, recipe.trainable)
-    frozen = copy.deepcopy(hydra.top).requires_grad_(False)
-    optimizer: Any = torch.optim.AdamW(
-        hydra.top.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0
-    )
+    optimizer: Any = torch.optim.AdamW(hydra.top.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
     hydra, optimizer = accelerator.prepare(hydra, optimizer)
+    plain: Hydra = accelerator.unwrap_model(hydra)
     drawn = pairs(prepared, recipe.pairs, recipe.seed)
     batches = [drawn[i : i + recipe.batch] for i in range(0, len(drawn), recipe.batch)]
-    history: list[dict[str, float]] = []
-    if checkpoint is not None and checkpoint.exists():
-        state = torch.load(checkpoint, weights_only=True)
-        accelerator.unwrap_model(hydra).top.load_state_dict(state["top"])
-        optimizer.load_state_dict(state["optimizer"])
-        history = state["history"]
-    plain: Hydra = accelerator.unwrap_model(hydra)
+    history = _restore(checkpoint, plain, optimizer)
     for step in range(len(history), len(batches)):
         batch = _batch(batches[step])
+        ours = _sums(hydra(batch)[0], batch)
         with accelerator.autocast():
-            ours = _sums(hydra(batch)[0], batch)
-            with torch.no_grad():
-                top, plain.top = plain.top, frozen
-                theirs = _sums(plain(batch)[0], batch)
-                plain.top = top
-            loss = losses.dpo(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], beta=recipe.beta)
+            theirs = _sums(plain.reference_logprobs(batch), batch)
+        loss = losses.dpo(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], beta=recipe.beta)
+        if not math.isfinite(float(loss)):
+            raise StarlingError(f"the DPO loss is not a number at step {step}: lower lr")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(plain.top.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        margin = ((ours - theirs)[:, 0] - (ours - theirs)[:, 1]).detach()
-        record = {"loss": float(loss.detach()), "margin": float(margin.mean())}
-        history.append({"step": float(step), **record, "accuracy": float((margin > 0).float().mean())})
+        history.append({"step": float(step), "loss": float(loss.detach()), **_margins(ours.detach(), theirs)})
         if report is not None:
             report(step + 1, len(batches), history[-1])
         if checkpoint is not None and (step + 1) % 10 == 0:
-            state = {"top": plain.top.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
-            with files.replacing(checkpoint) as part:
-                torch.save(state, part)
+            _save(checkpoint, plain, optimizer, history)
     plain.top.write_into(lm.model.model)
     return plain, history
+
+
+def _margins(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+    """Mean lead of the chosen answers in log-ratio, nats, and the share of pairs that they lead."""
+    lead = ours - theirs
+    margin = lead[:, 0] - lead[:, 1]
+    return {"margin": float(margin.mean()), "accuracy": float((margin > 0).float().mean())}
+
+
+def _save(path: Path, hydra: Hydra, optimizer: Any, history: list[dict[str, float]]) -> None:
+    state = {"top": hydra.top.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+    with files.replacing(path) as part:
+        torch.save(state, part)
+
+
+def _restore(path: Path | None, hydra: Hydra, optimizer: Any) -> list[dict[str, float]]:
+    if path is None or not path.exists():
+        return []
+    state = torch.load(path, weights_only=True)
+    hydra.top.load_state_dict(state["top"])
+    optimizer.load_state_dict(state["optimizer"])
+    history: list[dict[str, float]] = state["history"]
+    return history
 
 
 def _batch(chosen: Sequence[Pair]) -> Batch:

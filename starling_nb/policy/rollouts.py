@@ -59,12 +59,10 @@ class RewardOnTrunk:
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
             states = torch.nn.utils.rnn.pad_sequence([rollouts[i].trunk for i in rows], batch_first=True)
-            positions = torch.arange(states.shape[1]).expand(len(rows), -1)
+            positions = torch.arange(states.shape[1], device=states.device).expand(len(rows), -1)
             hidden = run_blocks(model, states, positions, None, self.start, len(model.layers))
             last = hidden[torch.arange(len(rows)), torch.tensor([len(rollouts[i].trunk) - 1 for i in rows])]
-            for row, value in zip(
-                rows, self.reward.v_head(model.norm(last).float())[:, 0].tolist(), strict=True
-            ):
+            for row, value in zip(rows, self.reward.v_head(model.norm(last).float())[:, 0].tolist(), strict=True):
                 scores[row] = value
         return scores
 
@@ -100,4 +98,4 @@ def _same_trunk(one: Any, other: Any, stop: int) -> bool:
     pairs = [(one.embed_tokens.weight, other.embed_tokens.weight)]
     for ours, theirs in zip(one.layers[:stop], other.layers[:stop], strict=True):
         pairs += zip(ours.parameters(), theirs.parameters(), strict=True)
-    return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+    return all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in pairs)

@@ -6,7 +6,7 @@ import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -18,14 +18,14 @@ from starling_nb.nectar import dataset
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import measure, offline, tuning
 from starling_nb.policy.hydra import Hydra
-from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
+from starling_nb.policy.rollouts import Rollout
 from starling_nb.reward import RewardModel
 from starling_nb.reward.comparisons import of_rows
 from starling_nb.reward.training import prepare
 from starling_nb.stats import paired_difference
 
 Named = Callable[[str], Callable[[int, int, dict[str, float]], None]]
-ONLINE = ("apa", "ppo", "p3o")
+ONLINE: tuple[Literal["apa", "ppo", "p3o"], ...] = ("apa", "ppo", "p3o")
 
 
 @dataclass

@@ -127,6 +127,8 @@ class PolicyTuning(Common):
     """Cap on an answer, tokens."""
     trainable: str
     """Which blocks learn."""
+    n_held_out: int
+    """Held-out prompts, at most."""
     samples: int
     """Answers a held-out prompt, before and after."""
     split: str

@@ -29,7 +29,7 @@ def pairs(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) 
     for comparison, values in zip(comparisons, scores, strict=True):
         words = [len(answer.split()) for answer in comparison.answers]
         by_rank = sorted(range(len(values)), key=lambda i: comparison.ranks[i])
-        for place, (i, j) in ((0, pair) for pair in combinations(by_rank, 2)):
+        for i, j in combinations(by_rank, 2):
             if comparison.ranks[i] == comparison.ranks[j]:
                 continue
             rows.append(
@@ -42,7 +42,7 @@ def pairs(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) 
                     "length_better": words[i],
                     "length_worse": words[j],
                     "adjacent": by_rank.index(j) - by_rank.index(i) == 1,
-                    "right": 0.5 * (np.sign(values[i] - values[j]) + 1) + place,
+                    "right": 0.5 * (np.sign(values[i] - values[j]) + 1),
                 }
             )
     return pd.DataFrame(rows)
@@ -84,7 +84,7 @@ def longest(comparison: Comparison) -> list[float]:
 
 
 def surface(comparison: Comparison) -> np.ndarray:
-    """Content-free features ``[K, 5]``: log words, refusal words, list or code marks, overlap with the prompt, ending."""
+    """Content-free features ``[K, 5]``: log words, refusal words, list or code marks, overlap with prompt, ending."""
     prompt = set(" ".join(m["content"] for m in comparison.messages).lower().split())
     rows = []
     for answer in comparison.answers:

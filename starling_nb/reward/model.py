@@ -43,6 +43,7 @@ class RewardModel(nn.Module):
         self.v_head = nn.Linear(transformer.config.hidden_size, 1, bias=False)
         with torch.no_grad():
             self.v_head.weight.copy_(torch.zeros_like(self.v_head.weight) if v_head is None else v_head)
+        self.v_head.to(transformer.device)
 
     @torch.inference_mode()
     def score(self, conversations: Sequence[Sequence[Message]], batch: int = 32) -> list[float]:
@@ -58,13 +59,13 @@ class RewardModel(nn.Module):
     @torch.inference_mode()
     def score_ids(self, sequences: Sequence[Sequence[int]], batch: int = 32) -> list[float]:
         """Scores of token sequences, read at the last token of each; independent of neighbours and padding."""
-        scores = [0.0] * len(sequences)
+        scores, device = [0.0] * len(sequences), self.v_head.weight.device
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
             width = max(len(sequences[i]) for i in rows)
-            ids = torch.tensor([list(sequences[i]) + [0] * (width - len(sequences[i])) for i in rows])
-            positions = torch.arange(width).expand(len(rows), -1)
+            ids = torch.tensor([list(sequences[i]) + [0] * (width - len(sequences[i])) for i in rows]).to(device)
+            positions = torch.arange(width, device=device).expand(len(rows), -1)
             hidden = self.transformer.embed_tokens(ids)
             hidden = run_blocks(self.transformer, hidden, positions, None, 0, len(self.transformer.layers))
             last = hidden[torch.arange(len(rows)), torch.tensor([len(sequences[i]) - 1 for i in rows])]
@@ -93,37 +94,62 @@ class RewardModel(nn.Module):
             ) from error
 
     @classmethod
-    def from_pretrained(cls, path: str | Path, *, dtype: torch.dtype = torch.float32) -> RewardModel:
+    def from_pretrained(
+        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, template: str | None = None
+    ) -> RewardModel:
         """Load a folder, ours or one in the released layout (``transformer.*`` or ``model.model.*`` keys).
 
+        Args:
+            path: the folder; its weights may lie in several safetensors files.
+            dtype: of the decoder; the head stays float32.
+            template: how this model reads conversations; by default what the folder's own notes say, else the
+                tokenizer's template.
+
         Raises:
-            RewardError: no such folder, no safetensors, or weights missing or left over.
+            RewardError: no such folder, no safetensors, or weights missing, left over or of another shape.
         """
         folder = Path(path)
-        if not (folder / "model.safetensors").exists():
-            raise RewardError(f"{folder} holds no model.safetensors: run notebook 03, or give a reward model's folder")
-        settings = files.read_json(folder / "starling.json") if (folder / "starling.json").exists() else {}
-        weights = _transformer_keys(load_file(folder / "model.safetensors"))
+        weights = _read(folder)
         head = weights.pop("v_head.weight", None)
         if head is None:
             raise RewardError(f"{folder} has no v_head.weight: this is not a reward model")
-        transformer = AutoModel.from_config(AutoConfig.from_pretrained(folder), attn_implementation="sdpa")
-        names = {key.removeprefix("transformer.") for key in weights}
-        wanted = set(transformer.state_dict())
-        if names != wanted:
-            gap, extra = sorted(wanted - names)[:3], sorted(names - wanted)[:3]
-            raise RewardError(f"{folder}: weights missing {gap}, left over {extra}: the checkpoint is not complete")
-        transformer.load_state_dict({k.removeprefix("transformer."): v for k, v in weights.items()})
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        chat = ChatFormat(tokenizer, settings.get("template", "own"))
-        return cls(transformer.to(dtype).eval().requires_grad_(False), chat, head).eval()
+        # Made in its type, not cast to it: a cast would also round the rotary frequencies.
+        config = AutoConfig.from_pretrained(folder)
+        transformer = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
+        _check_complete(folder, weights | {"v_head": head}, transformer)
+        transformer.load_state_dict(weights)
+        notes = files.read_json(folder / "starling.json") if (folder / "starling.json").exists() else {}
+        chat = ChatFormat(AutoTokenizer.from_pretrained(folder), template or notes.get("template", "own"))
+        transformer = transformer.to("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(transformer.eval().requires_grad_(False), chat, head).eval()
 
 
-def _transformer_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Both spellings of the released checkpoints, brought to ``transformer.*``; the unused LM head is dropped."""
-    renamed = {}
-    for key, value in weights.items():
-        if key.endswith("lm_head.weight"):
+def _read(folder: Path) -> dict[str, Tensor]:
+    """All weights of a folder under the decoder's own names, and ``v_head.weight``.
+
+    Both spellings of the released checkpoints are read; the unused LM head and stored rotary frequencies are dropped.
+    """
+    paths = sorted(folder.glob("model*.safetensors"))
+    if not paths:
+        raise RewardError(f"{folder} holds no model.safetensors: run notebook 03, or give a reward model's folder")
+    weights: dict[str, Tensor] = {}
+    for key, value in (item for path in paths for item in load_file(path).items()):
+        if key.endswith(("lm_head.weight", "rotary_emb.inv_freq")):
             continue
-        renamed[key.replace("model.model.", "transformer.", 1) if key.startswith("model.model.") else key] = value
-    return renamed
+        name = key.removeprefix("transformer.").removeprefix("model.model.")
+        if name in weights and not torch.equal(weights[name], value):
+            raise RewardError(f"{folder} holds two different weights for {name}: the checkpoint cannot be trusted")
+        weights[name] = value
+    return weights
+
+
+def _check_complete(folder: Path, weights: dict[str, Tensor], transformer: Any) -> None:
+    """Refuse weights that do not fill the decoder and the head exactly."""
+    wanted = {name: value.shape for name, value in transformer.state_dict().items()}
+    wanted["v_head"] = torch.Size([1, transformer.config.hidden_size])
+    gap, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if gap or extra:
+        raise RewardError(f"{folder}: weights missing {gap[:3]}, left over {extra[:3]}: the checkpoint is not complete")
+    other = [name for name, shape in wanted.items() if weights[name].shape != shape]
+    if other:
+        raise RewardError(f"{folder}: {other[0]} has shape {list(weights[other[0]].shape)}, not that of config.json")

@@ -6,6 +6,7 @@ in the same order, so their difference is the loss.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -105,14 +106,15 @@ def train(
     With ``checkpoint`` the state is written every 10 steps and a restarted call goes on from there, bit for bit.
 
     Raises:
-        StarlingError: no comparisons, or a constant-score model after the first epoch (nothing was learned).
+        StarlingError: no comparisons, a loss that is not a number, or scores that are all the same after the first
+            epoch (nothing was learned).
     """
     if not prepared:
         raise StarlingError("there is nothing to train on: no comparisons were given")
     torch.manual_seed(recipe.seed)
-    bf16 = lm.dtype == torch.bfloat16
-    accelerator = Accelerator(cpu=not torch.cuda.is_available(), mixed_precision="bf16" if bf16 else "no")
-    scorer: Any = Scorer(Top(lm.model.model, first_trainable(recipe.trainable, len(lm.model.model.layers))))
+    accelerator = lm.accelerator()
+    decoder: Any = lm.model.model
+    scorer: Any = Scorer(Top(decoder, first_trainable(recipe.trainable, len(decoder.layers)))).to(lm.device)
     optimizer: Any = torch.optim.AdamW(
         [
             {"params": scorer.top.parameters(), "lr": recipe.lr},
@@ -130,19 +132,17 @@ def train(
         scale = _schedule(step, len(order), recipe.warmup)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * scale
-        total = 0.0
-        for index in order[step]:
-            with accelerator.autocast():
-                scores = score_one(scorer, prepared[index])
-            loss = ranking_loss(scores, prepared[index].ranks, recipe.loss)
-            accelerator.backward(loss / len(order[step]))
-            total += float(loss.detach()) / len(order[step])
+        loss, spread = _gradient(accelerator, scorer, [prepared[i] for i in order[step]], recipe.loss)
+        if not math.isfinite(loss):
+            raise StarlingError(f"the loss is not a number at step {step}: lower lr and head_lr")
+        if 0 < step == min(len(order) // recipe.epochs, len(order) - 1) and spread < 1e-6:
+            raise StarlingError("the scores are all the same after the first epoch: raise lr and head_lr")
         accelerator.clip_grad_norm_(scorer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        history.append({"step": float(step), "loss": total, "lr": base[0] * scale})
+        history.append({"step": float(step), "loss": loss, "lr": base[0] * scale})
         if report is not None:
-            report(step + 1, len(order), {"loss": total})
+            report(step + 1, len(order), {"loss": loss})
         if checkpoint is not None and (step + 1) % 10 == 0:
             _save(checkpoint, scorer, optimizer, history)
     return accelerator.unwrap_model(scorer), history, resumed
@@ -172,23 +172,38 @@ def train_both(
     return scorers, curves, furthest
 
 
+def _gradient(accelerator: Accelerator, scorer: Any, items: Sequence[Prepared], kind: str) -> tuple[float, float]:
+    """Add one batch's gradient; its mean loss and the widest spread of scores in one comparison."""
+    total = spread = 0.0
+    for item in items:
+        with accelerator.autocast():
+            scores = score_one(scorer, item)
+        loss = ranking_loss(scores, item.ranks, kind)
+        accelerator.backward(loss / len(items))
+        total += float(loss.detach()) / len(items)
+        spread = max(spread, float(scores.detach().max() - scores.detach().min()))
+    return total, spread
+
+
 def ranking_loss(scores: Tensor, ranks: Tensor, kind: str) -> Tensor:
     """The K-wise or the all-pairs loss of one comparison's scores ``[K]`` under ranks ``[K]``."""
     function = losses.k_wise if kind == "k_wise" else losses.pairwise
-    return function(scores[None].float(), ranks=ranks[None])
+    return function(scores[None].float(), ranks=ranks[None].to(scores.device))
 
 
 def score_one(scorer: Any, item: Prepared) -> Tensor:
     """Scores ``[K]`` of one prepared comparison."""
-    positions = item.packed.positions[None]
-    scores: Tensor = scorer(item.states[None], positions, item.packed.mask(), item.packed.ends)
+    device = item.states.device
+    inputs = (item.packed.positions[None], item.packed.mask(), item.packed.ends)
+    scores: Tensor = scorer(item.states[None], *(part.to(device) for part in inputs))
     return scores
 
 
 @torch.no_grad()
 def predict(scorer: Scorer, prepared: Sequence[Prepared], dtype: torch.dtype) -> list[list[float]]:
     """Scores of every comparison, K numbers each, computed in ``dtype`` as in training."""
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
+    device = scorer.v_head.weight.device.type
+    with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
         return [score_one(scorer, item).tolist() for item in prepared]
 
 

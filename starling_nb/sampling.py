@@ -1,0 +1,185 @@
+"""The decoding loop: a batch of answers drawn from exactly the distribution that is scored later.
+
+Prompts are padded on the left, positions are explicit, and one uniform number decides one token, so that an answer
+does not depend on its neighbours. Rows leave the batch when they have nothing left to do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from starling_nb.decoding import slab_cache
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass
+class Sample:
+    """One sampled answer.
+
+    ``ids`` are the answer's tokens (the end-of-turn token included when ``finished``); ``logprobs`` their
+    log-probabilities under the sampling distribution, nats; ``trunk`` the hidden states that enter the captured block,
+    ``[tokens, hidden]`` for the prompt, the answer and its end-of-turn token (also where the cap cut the answer
+    before it), when asked for.
+    """
+
+    prompt: list[int]
+    ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    finished: bool = False
+    trunk: Tensor | None = None
+
+
+def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    """Draw one token a row by inverting the cumulative distribution; one uniform number decides one token.
+
+    Args:
+        logits: ``[rows, vocabulary]``, float32.
+        uniforms: ``[rows]`` in [0, 1).
+        temperature: 0 takes the largest logit.
+
+    Returns:
+        Token ids ``[rows]`` and their log-probabilities ``[rows]`` in nats (at temperature 0: under temperature 1).
+    """
+    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    if temperature == 0:
+        chosen = logits.argmax(-1)
+    else:
+        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
+        target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
+        chosen = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
+    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
+
+
+@torch.inference_mode()
+def decode(
+    model: Any,
+    eos: int,
+    samples: Sequence[Sample],
+    uniforms: Tensor,
+    *,
+    temperature: float = 1.0,
+    capture: int | None = None,
+    progress: Progress | None = None,
+) -> None:
+    """Fill one batch of ``samples``.
+
+    Args:
+        model: a Hugging Face causal LM.
+        eos: the token that ends an answer.
+        samples: answers to be filled; their prompts are given.
+        uniforms: ``[samples, most answer tokens]`` in [0, 1), one number a token.
+        temperature: as for :func:`draw`.
+        capture: index of the decoder block whose input states are kept.
+        progress: called after every step with (tokens sampled, answers finished) in this batch.
+    """
+    flight = _Flight(samples, eos, uniforms, capture is not None, model.device)
+    cache, restore = slab_cache(model, flight.tokens.shape[1] + uniforms.shape[1] + 1)
+    caught: list[Tensor] = []
+    hook = None if capture is None else _catch_inputs(model.model.layers[capture], caught)
+    try:
+        while flight.live:
+            out = model.model(
+                input_ids=flight.tokens,
+                attention_mask=flight.mask,
+                position_ids=flight.positions,
+                past_key_values=cache,
+                use_cache=True,
+            )
+            if caught:
+                flight.keep(caught.pop())
+            flight.choose(out.last_hidden_state, model.lm_head, temperature)
+            if progress is not None:
+                progress(flight.sampled, sum(sample.finished for sample in samples))
+            flight.advance(cache)
+    finally:
+        restore()
+        if hook is not None:
+            hook.remove()
+    if capture is not None:
+        for item, parts in zip(samples, flight.states, strict=True):
+            item.trunk = torch.cat(parts)
+
+
+class _Flight:
+    """Samples on their way: what the next forward pass reads, ``[rows, new tokens]``, and which samples it is for.
+
+    A row that is captured stays until its last token, and the end-of-turn token, have passed the trunk.
+    """
+
+    def __init__(self, samples: Sequence[Sample], eos: int, uniforms: Tensor, captured: bool, device: Any) -> None:
+        self.samples, self.eos, self.uniforms, self.captured = samples, eos, uniforms, captured
+        width = max(len(s.prompt) for s in samples)
+        gaps = [width - len(s.prompt) for s in samples]
+        ids = [[eos] * gap + s.prompt for gap, s in zip(gaps, samples, strict=True)]
+        self.tokens = torch.tensor(ids, device=device)
+        self.mask = (torch.arange(width) >= torch.tensor(gaps)[:, None]).long().to(device)
+        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        self.live = list(range(len(samples)))
+        self.states: list[list[Tensor]] = [[] for _ in samples]
+        self.step = 0
+        self.sampled = 0
+
+    def keep(self, states: Tensor) -> None:
+        """Keep the states ``[rows, new tokens, hidden]`` that entered the captured block, less the padding."""
+        for row, index in enumerate(self.live):
+            item = self.samples[index]
+            if self.step <= len(item.ids) + (not item.finished):
+                self.states[index].append(states[row][-len(item.prompt) :])
+
+    def choose(self, hidden: Tensor, head: Any, temperature: float) -> None:
+        """Draw the next token of every unfinished answer below the cap."""
+        places = [
+            (row, index)
+            for row, index in enumerate(self.live)
+            if not self.samples[index].finished and self.step < self.uniforms.shape[1]
+        ]
+        if not places:
+            return
+        rows, indices = (list(column) for column in zip(*places, strict=True))
+        chosen, logprobs = draw(head(hidden[rows, -1]).float(), self.uniforms[indices, self.step], temperature)
+        for index, token, logprob in zip(indices, chosen.tolist(), logprobs.tolist(), strict=True):
+            item = self.samples[index]
+            item.ids.append(token)
+            item.logprobs.append(logprob)
+            item.finished = token == self.eos
+        self.sampled += len(rows)
+
+    def advance(self, cache: Any) -> None:
+        """Make the next pass's inputs; rows go when a quarter has nothing left to do, all when none has."""
+        left = [row for row, index in enumerate(self.live) if self._to_feed(self.samples[index])]
+        if not left:
+            self.live = []
+            return
+        step = self.step
+        following = [self.samples[i].ids[step : step + 1] or [self.eos] for i in self.live]
+        self.tokens = torch.tensor(following, device=self.tokens.device)
+        self.positions = self.positions[:, -1:] + 1
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.live), 1)], dim=1)
+        self.step += 1
+        if len(left) <= 0.75 * len(self.live):
+            rows = torch.tensor(left, device=self.tokens.device)
+            self.live = [self.live[row] for row in left]
+            self.tokens, self.positions, self.mask = self.tokens[rows], self.positions[rows], self.mask[rows]
+            for layer in cache.layers:
+                layer.keep(rows)
+
+    def _to_feed(self, item: Sample) -> bool:
+        """Whether a sample still has a token to pass through the model after this step's."""
+        if not self.captured:
+            return not item.finished and self.step + 1 < self.uniforms.shape[1]
+        return self.step < len(item.ids) + (not item.finished)
+
+
+def _catch_inputs(block: Any, caught: list[Tensor]) -> Any:
+    """Append the states that enter ``block`` to ``caught`` at every forward pass; returns the hook's handle."""
+
+    def catch(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        caught.append(args[0] if args else kwargs["hidden_states"])
+
+    return block.register_forward_pre_hook(catch, with_kwargs=True)
