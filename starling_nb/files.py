@@ -142,6 +142,6 @@ def rng(seed: int, *ids: str | int) -> np.random.Generator:
 
 
 def split_of(item: str) -> str:
-    """Which split an item id belongs to, by hash: 70 % train, 10 % validation, 20 % test."""
-    share = int.from_bytes(hashlib.sha256(f"split:{item}".encode()).digest()[:8], "little") / 2**64
-    return "train" if share < 0.70 else "validation" if share < 0.80 else "test"
+    """Which split an item id belongs to, by hash: 64 % train, 16 % validation, 20 % test."""
+    share = int.from_bytes(hashlib.sha256(f"part of {item}".encode()).digest()[:8], "little") / 2**64
+    return "train" if share < 0.64 else "validation" if share < 0.80 else "test"

@@ -61,8 +61,9 @@ class RewardOnTrunk:
             states = torch.nn.utils.rnn.pad_sequence([rollouts[i].trunk for i in rows], batch_first=True)
             positions = torch.arange(states.shape[1], device=states.device).expand(len(rows), -1)
             hidden = run_blocks(model, states, positions, None, self.start, len(model.layers))
-            last = hidden[torch.arange(len(rows)), torch.tensor([len(rollouts[i].trunk) - 1 for i in rows])]
-            for row, value in zip(rows, self.reward.v_head(model.norm(last).float())[:, 0].tolist(), strict=True):
+            starts = [len(rollouts[i].sample.prompt) for i in rows]
+            values = self.reward.read(hidden, starts, [len(rollouts[i].trunk) for i in rows])
+            for row, value in zip(rows, values.tolist(), strict=True):
                 scores[row] = value
         return scores
 

@@ -19,12 +19,15 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from starling_nb import files
 from starling_nb.blocks import run_blocks
-from starling_nb.chat import ChatFormat, Message
+from starling_nb.chat import ChatFormat, Encoded, Message
 from starling_nb.errors import StarlingError
 
 
 class RewardError(StarlingError):
     """A reward model folder that cannot be trusted."""
+
+
+READOUTS = ("last_token", "mean")
 
 
 class RewardModel(nn.Module):
@@ -34,12 +37,17 @@ class RewardModel(nn.Module):
         transformer: a Hugging Face decoder (Llama, Mistral, Qwen family).
         chat: how this model reads conversations.
         v_head: ``[1, width]`` weights of the head; zeros when not given.
+        readout: ``"last_token"`` as the released models, or ``"mean"`` over the answer's tokens.
     """
 
-    def __init__(self, transformer: Any, chat: ChatFormat, v_head: Tensor | None = None) -> None:
+    def __init__(
+        self, transformer: Any, chat: ChatFormat, v_head: Tensor | None = None, readout: str = "last_token"
+    ) -> None:
         super().__init__()
+        if readout not in READOUTS:
+            raise RewardError(f"readout={readout!r}: choose one of {', '.join(READOUTS)}")
         self.transformer = transformer
-        self.chat = chat
+        self.chat, self.readout = chat, readout
         self.v_head = nn.Linear(transformer.config.hidden_size, 1, bias=False)
         with torch.no_grad():
             self.v_head.weight.copy_(torch.zeros_like(self.v_head.weight) if v_head is None else v_head)
@@ -54,11 +62,12 @@ class RewardModel(nn.Module):
         """
         if any(not c or c[-1]["role"] != "assistant" for c in conversations):
             raise RewardError("a scored conversation must end with an assistant message")
-        return self.score_ids([self.chat.encode(c[:-1], c[-1]["content"]).ids for c in conversations], batch)
+        return self.score_ids([self.chat.encode(c[:-1], c[-1]["content"]) for c in conversations], batch)
 
     @torch.inference_mode()
-    def score_ids(self, sequences: Sequence[Sequence[int]], batch: int = 32) -> list[float]:
-        """Scores of token sequences, read at the last token of each; independent of neighbours and padding."""
+    def score_ids(self, encoded: Sequence[Encoded], batch: int = 32) -> list[float]:
+        """Scores of prompts with answers as token ids; independent of neighbours and padding."""
+        sequences = [item.ids for item in encoded]
         scores, device = [0.0] * len(sequences), self.v_head.weight.device
         order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
         for start in range(0, len(order), batch):
@@ -68,10 +77,22 @@ class RewardModel(nn.Module):
             positions = torch.arange(width, device=device).expand(len(rows), -1)
             hidden = self.transformer.embed_tokens(ids)
             hidden = run_blocks(self.transformer, hidden, positions, None, 0, len(self.transformer.layers))
-            last = hidden[torch.arange(len(rows)), torch.tensor([len(sequences[i]) - 1 for i in rows])]
-            values = self.v_head(self.transformer.norm(last).float())[:, 0]
+            starts = [encoded[i].prompt_length for i in rows]
+            values = self.read(hidden, starts, [len(sequences[i]) for i in rows])
             for row, value in zip(rows, values.tolist(), strict=True):
                 scores[row] = value
+        return scores
+
+    def read(self, hidden: Tensor, starts: Sequence[int], ends: Sequence[int]) -> Tensor:
+        """Scores ``[rows]`` of last-block states ``[rows, tokens, width]`` whose answers are ``[start, end)``."""
+        columns = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
+        first, stop = (torch.tensor(list(x), device=hidden.device)[:, None] for x in (starts, ends))
+        if self.readout == "last_token":
+            first = stop - 1
+        weights = ((columns >= first) & (columns < stop)).float()
+        states = self.transformer.norm(hidden).float()
+        pooled = (weights[:, None, :] @ states)[:, 0] / weights.sum(1, keepdim=True)
+        scores: Tensor = self.v_head(pooled)[:, 0]
         return scores
 
     def save_pretrained(self, folder: Path, notes: dict[str, Any] | None = None) -> None:
@@ -84,7 +105,7 @@ class RewardModel(nn.Module):
             self.chat.tokenizer.save_pretrained(work)
             weights = {f"transformer.{k}": v.contiguous() for k, v in self.transformer.state_dict().items()}
             save_file({**weights, "v_head.weight": self.v_head.weight.detach()}, work / "model.safetensors")
-            (work / "starling.json").write_text(json.dumps({"template": self.chat.template, **(notes or {})}))
+            (work / "starling.json").write_text(json.dumps({"template": self.chat.template, "readout": self.readout, **(notes or {})}))
             shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         except OSError as error:
@@ -121,7 +142,8 @@ class RewardModel(nn.Module):
         notes = files.read_json(folder / "starling.json") if (folder / "starling.json").exists() else {}
         chat = ChatFormat(AutoTokenizer.from_pretrained(folder), template or notes.get("template", "own"))
         transformer = transformer.to("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(transformer.eval().requires_grad_(False), chat, head).eval()
+        readout = notes.get("readout", "last_token")
+        return cls(transformer.eval().requires_grad_(False), chat, head, readout).eval()
 
 
 def _read(folder: Path) -> dict[str, Tensor]:

@@ -29,6 +29,21 @@ class Packed:
     segments: Tensor
     ends: Tensor
 
+    def readout(self, kind: str) -> Tensor:
+        """``[K, T]``: what is read of the T hidden states for each answer.
+
+        ``"last_token"`` takes its last token (Starling-RM), ``"mean"`` the mean over its tokens.
+
+        Raises:
+            StarlingError: another kind.
+        """
+        if kind == "last_token":
+            return torch.nn.functional.one_hot(self.ends, len(self.ids)).float()
+        if kind == "mean":
+            mine = (self.segments[None, :] == torch.arange(1, len(self.ends) + 1)[:, None]).float()
+            return mine / mine.sum(1, keepdim=True)
+        raise StarlingError(f"readout={kind!r}: choose last_token or mean")
+
     def mask(self) -> Tensor:
         """``[1, 1, T, T]``: True where the row token may look at the column token."""
         same = self.segments[:, None] == self.segments[None, :]

@@ -49,6 +49,7 @@ class Recipe:
     epochs: int = 2
     batch: int = 6
     trainable: str = "last:4"
+    readout: str = "last_token"
     weight_decay: float = 0.01
     warmup: float = 0.1
     seed: int = 0
@@ -57,16 +58,16 @@ class Recipe:
 class Scorer(nn.Module):
     """The trainable part: top blocks and the head, from packed trunk states to the K scores."""
 
-    def __init__(self, top: Top) -> None:
+    def __init__(self, top: Top, readout: str = "last_token") -> None:
         super().__init__()
-        self.top = top
+        self.top, self.readout = top, readout
         self.v_head = nn.Linear(top.norm.weight.shape[0], 1, bias=False)
         nn.init.zeros_(self.v_head.weight)
 
-    def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, ends: Tensor) -> Tensor:
-        """Scores ``[K]`` of one packed comparison of T tokens: hidden ``[1, T, width]``, ends ``[K]``."""
-        states = self.top(hidden, positions, mask)[0, ends]
-        scores: Tensor = self.v_head(states.float())[:, 0]
+    def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, packed: Packed) -> Tensor:
+        """Scores ``[K]`` of one packed comparison of T tokens with states ``[1, T, width]``."""
+        states = self.top(hidden, positions, mask)[0].float()
+        scores: Tensor = self.v_head(packed.readout(self.readout).to(states.device) @ states)[:, 0]
         return scores
 
 
@@ -114,7 +115,7 @@ def train(
     torch.manual_seed(recipe.seed)
     accelerator = lm.accelerator()
     decoder: Any = lm.model.model
-    scorer: Any = Scorer(Top(decoder, first_trainable(recipe.trainable, len(decoder.layers)))).to(lm.device)
+    scorer: Any = Scorer(Top(decoder, first_trainable(recipe.trainable, len(decoder.layers))), recipe.readout).to(lm.device)
     optimizer: Any = torch.optim.AdamW(
         [
             {"params": scorer.top.parameters(), "lr": recipe.lr},
@@ -194,8 +195,8 @@ def ranking_loss(scores: Tensor, ranks: Tensor, kind: str) -> Tensor:
 def score_one(scorer: Any, item: Prepared) -> Tensor:
     """Scores ``[K]`` of one prepared comparison."""
     device = item.states.device
-    inputs = (item.packed.positions[None], item.packed.mask(), item.packed.ends)
-    scores: Tensor = scorer(item.states[None], *(part.to(device) for part in inputs))
+    inputs = (item.packed.positions[None], item.packed.mask())
+    scores: Tensor = scorer(item.states[None], *(part.to(device) for part in inputs), item.packed)
     return scores
 
 
@@ -213,7 +214,8 @@ def assemble(lm: LM, scorer: Scorer) -> RewardModel:
 
     transformer: Any = copy.deepcopy(lm.model.model)
     scorer.top.write_into(transformer)
-    return RewardModel(transformer, ChatFormat(lm.chat.tokenizer, lm.chat.template), scorer.v_head.weight).eval()
+    chat = ChatFormat(lm.chat.tokenizer, lm.chat.template)
+    return RewardModel(transformer, chat, scorer.v_head.weight, scorer.readout).eval()
 
 
 def _order(n: int, recipe: Recipe) -> list[list[int]]:

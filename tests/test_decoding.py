@@ -1,0 +1,67 @@
+"""The slab cache and the folded attention change speed, not numbers."""
+
+from __future__ import annotations
+
+import pytest
+import toy
+import torch
+import torch.nn.functional as F
+from transformers import MistralConfig
+
+from starling_nb.decoding import SlabLayer, grouped_attention, slab_cache
+from starling_nb.errors import StarlingError
+
+
+def test_a_slab_grows_from_the_left_and_drops_rows() -> None:
+    layer = SlabLayer(6)
+    parts = [torch.randn(3, 2, n, 4) for n in (3, 1, 1)]
+    for part in parts:
+        keys, values = layer.update(part, 2 * part)
+    whole = torch.cat(parts, dim=2)
+    assert torch.equal(keys, whole)
+    assert torch.equal(values, 2 * whole)
+    assert layer.get_seq_length() == 5
+    rows = torch.tensor([2, 0])
+    layer.keep(rows)
+    last = torch.randn(2, 2, 1, 4)
+    keys, values = layer.update(last, last)
+    assert torch.equal(keys, torch.cat([whole[rows], last], dim=2))
+    assert torch.equal(values, torch.cat([2 * whole[rows], last], dim=2))
+
+
+@pytest.mark.parametrize(("new", "masked"), [(1, True), (1, False), (5, True), (5, False)])
+def test_folded_attention_is_plain_attention(new: int, masked: bool) -> None:
+    torch.manual_seed(0)
+    past = 5
+    query, key, value = torch.randn(3, 8, new, 4), torch.randn(3, 2, past, 4), torch.randn(3, 2, past, 4)
+    mask = torch.rand(3, 1, new, past) < 0.7 if masked else None
+    if mask is not None:
+        mask[..., 0] = True
+    found, _ = grouped_attention(None, query, key, value, mask, scaling=0.3)
+    repeated = [x.repeat_interleave(4, dim=1) for x in (key, value)]
+    plain = F.scaled_dot_product_attention(
+        query, *repeated, attn_mask=mask, is_causal=mask is None and new > 1, scale=0.3
+    )
+    assert torch.allclose(found, plain.transpose(1, 2), atol=1e-6)
+
+
+def test_a_cache_of_slabs_gives_the_logits_of_the_libraries_own_and_attention_is_put_back() -> None:
+    model = toy.lm().model
+    ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        plain = model(input_ids=ids).logits
+        cache, restore = slab_cache(model, 9)
+        parts = [model(input_ids=ids[:, s], past_key_values=cache).logits for s in (slice(0, 6), [6], [7], [8])]
+    restore()
+    assert torch.allclose(torch.cat(parts, dim=1), plain, atol=1e-5)
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_sliding_window_that_would_be_left_is_refused() -> None:
+    model = toy.lm("mistral").model
+    assert isinstance(model.config, MistralConfig)
+    model.config.sliding_window = 16
+    slab_cache(model, 16)[1]()
+    with pytest.raises(StarlingError, match="sliding window of 16"):
+        slab_cache(model, 17)
+    assert model.config._attn_implementation == "sdpa"

@@ -1,0 +1,72 @@
+"""Models are found, read and asked for the type that is wanted; the embedded one says what it always says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import toy
+import torch
+
+from starling_nb import files, models
+from starling_nb.models import ModelError
+
+GOLDEN = [504, 2644, 2643, 335, 260, 1171, 30, 2]
+"""What the embedded model answers greedily, in float32; the closest runner-up is 0.77 logits behind."""
+
+
+def test_a_folder_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
+    lm = toy.lm()
+    lm.model.save_pretrained(tmp_path)
+    lm.chat.tokenizer.save_pretrained(tmp_path)
+    found = models.load(str(tmp_path), dtype="float32", threads=1)
+    before = toy.weights(lm.model)
+    assert toy.changed(before, found.model) == set()
+    assert found.model.config._attn_implementation == "sdpa"
+    assert not found.model.training
+    assert not any(parameter.requires_grad for parameter in found.model.parameters())
+    assert found.chat.prompt_ids(toy.user("why?")) == lm.chat.prompt_ids(toy.user("why?"))
+    half = models.load(str(tmp_path), dtype="bfloat16", threads=1)
+    assert half.dtype == torch.bfloat16
+    assert half.model.model.rotary_emb.inv_freq.dtype == torch.float32
+
+
+def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="Give a folder"):
+        models.load(str(tmp_path), dtype="float32", threads=1)
+    with pytest.raises(ModelError, match="choose auto, float32 or bfloat16"):
+        models.load(str(tmp_path), dtype="float", threads=1)
+
+
+def test_the_probe_chooses_a_type_and_stays_within_the_two() -> None:
+    assert models.probe_dtype(trials=1) in (torch.float32, torch.bfloat16)
+
+
+def test_models_of_two_types_can_be_trained_in_one_process() -> None:
+    for dtype, precision in ((torch.bfloat16, "bf16"), (torch.float32, "no"), (torch.bfloat16, "bf16")):
+        accelerator = toy.lm(dtype=dtype).accelerator()
+        assert accelerator.mixed_precision == precision
+        assert accelerator.device.type == "cpu"
+
+
+def embedded() -> models.LM:
+    """The embedded model in float32 where it has been fetched and converted; else the test is skipped."""
+    if not (files.cache_dir() / models.EMBEDDED / "complete.json").exists():
+        pytest.skip("the embedded model is not in the cache: run `starling-nb fetch model` and load it once")
+    return models.load(dtype="float32", threads=1)
+
+
+def test_the_embedded_model_says_what_it_always_says() -> None:
+    lm = embedded()
+    prompt = lm.chat.prompt_ids(toy.user("Repeat exactly: the cat sat on the mat"))
+    found = models.sample(lm, [prompt], ["golden"], temperature=0.0, max_new_tokens=16)[0]
+    assert found.ids == GOLDEN
+    assert found.finished
+    assert lm.chat.decode(found.ids) == "The cat sat on the mat."
+    with torch.no_grad():
+        logits = lm.model(input_ids=torch.tensor([prompt + found.ids])).logits[0, len(prompt) - 1 : -1]
+    best, second = logits.topk(2).values.unbind(1)
+    assert float((best - second).min()) > 0.5
+    assert found.logprobs == pytest.approx(
+        torch.log_softmax(logits, -1)[torch.arange(len(GOLDEN)), torch.tensor(GOLDEN)].tolist(), abs=1e-4
+    )
