@@ -8,10 +8,9 @@ simulation with common random numbers. Writes ``data/judge_calibration.json``, a
 ``benchmarks/results/judge_calibration.json``. With ``--real`` the counts are checked against the logs, and rankings are
 regressed on length and self-preference; without it those regressions are kept from the last run.
 
-Two readings of "the judge likes long answers" disagree here. In GPT-4's logs the longer answer wins 70 % of pairs, but
-better answers are longer there; among answers alike in model and wording, length counts for much less. In our answers
-quality and length hardly go together, so one judge cannot repeat both figures. ``--length wins`` repeats the share of
-wins, ``--length regression`` the coefficient of length; the results file tells what each costs.
+In GPT-4's logs the longer answer wins 70 % of pairs, but better answers are longer there. In ours quality and length
+hardly go together, so one judge cannot repeat both that share (``--length wins``) and the coefficient of length among
+answers alike in model and wording (``--length regression``). The results file tells what each costs.
 """
 
 from __future__ import annotations
@@ -134,10 +133,7 @@ def effects_of(calibration: Calibration, variant: str) -> Floats:
 
 
 def fit_arm(answers: Answers, start: Calibration, arm: Arm, rounds: int = 40, steps: int = 8) -> Calibration:
-    """Minimum chi-square by Gauss-Newton: position and contrast (and more where :class:`Arm` says so) of one variant.
-
-    A weak ridge holds what the table hardly tells.
-    """
+    """Minimum chi-square by Gauss-Newton over one variant's effects; a weak ridge holds what the table hardly tells."""
     ridge = np.array([0.02] * 6 + [1.0] * 6 + ([0.0] if arm.variant in IN_ORDER else [1.0] * 6)[: arm.free - 12])
     widths = np.array([0.15] * 12 + ([0.03] if arm.variant in IN_ORDER else [0.15] * 6)[: arm.free - 12])
 
@@ -185,14 +181,16 @@ def calibrate(answers: Answers, aims: Mapping[str, float], rounds: int = 3) -> C
     found = with_scalars(found, np.round([found.scale, found.length, found.call_noise**2], 3))
     for variant in sorted(set(arms) - {"final"}):
         found = fit_arm(answers, found, arms[variant])
-    half = {
-        "position": SHRINK * np.array(found.position["naive"]),
-        "position_top": SHRINK * np.array(found.position_top["naive"]),
-        "contrast": np.array(found.contrast["naive"]) ** SHRINK,
-    }
+
+    def halved(table: Mapping[str, Sequence[float]], logs: bool = False) -> dict[str, Sequence[float]]:
+        row = np.log(table["naive"]) if logs else np.array(table["naive"])
+        return {**table, "individual_scores": _rounded(np.exp(SHRINK * row) if logs else SHRINK * row)}
+
     return replace(
         found,
-        **{name: {**getattr(found, name), "individual_scores": _rounded(row)} for name, row in half.items()},
+        position=halved(found.position),
+        position_top=halved(found.position_top),
+        contrast=halved(found.contrast, logs=True),
         origin="fitted by benchmarks/calibrate_judge.py to aggregates of the authors' GPT-4 logs (data/published) on "
         "the answers of data/nectar_mini.parquet; slip as counted in the same logs",
         assumed=["self_preference", "individual_scores"],
@@ -228,20 +226,20 @@ def report(answers: Answers, calibration: Calibration, logs: Mapping[str, Any]) 
     found = {k: stats.mean_interval(v, ids) for k, v in agreement(answers, calibration, 100).items()}
     words, real = word_regression(answers, calibration), logs["judge"]["length"]
     targets = {
-        name: {"low": low, "high": high, "met": bool(low <= found[name].value <= high)}
+        name: {
+            "low": low,
+            "high": high,
+            "simulated": _short(found[name].as_dict()),
+            "met": bool(low <= found[name].value <= high),
+        }
         for name, (low, high) in BANDS.items()
     }
-    low, high = (real["value"] + side * 1.96 * real["se"] for side in (-1, 1))
+    low, high = (round(real["value"] + side * 1.96 * real["se"], 3) for side in (-1, 1))
     inside = bool(low <= words["length"]["value"] <= high)
     return {
         "fingerprint": calibration.fingerprint,
-        "targets": {name: {**targets[name], "simulated": _short(found[name].as_dict())} for name in BANDS},
-        "length_coefficient": {
-            "low": round(low, 3),
-            "high": round(high, 3),
-            "simulated": words["length"],
-            "met": inside,
-        },
+        "targets": targets,
+        "length_coefficient": {"low": low, "high": high, "simulated": words["length"], "met": inside},
         "arms": [arm_report(answers, calibration, arm) for arm in load_arms().values()],
         "judge_and_rubric": {name: _short(found[name].as_dict()) for name in ("rubric_tau", "rubric_best_first")},
     }
@@ -283,7 +281,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     chosen = fits.pop(options.length)
     results = {
         "commit": commit.stdout.strip(),
-        "answers": files.hash_file(options.answers),
+        "answers": answers.fingerprint,
         "length": options.length,
         "word_regression": logs,
         **report(answers, chosen, logs),

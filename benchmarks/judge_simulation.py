@@ -48,6 +48,11 @@ class Answers:
             table(lambda p, answer: len(answer)),
         )
 
+    @property
+    def fingerprint(self) -> str:
+        """A hash of prompts and answers, whatever their ranks and order."""
+        return files.hash_value(sorted([item.prompt.id, *sorted(item.answers)] for item in self.candidates))
+
 
 def load_answers(path: Path = MINI) -> Answers:
     """Answers of a Nectar parquet file, or of a pool ``{responder: {prompt id: answer}}`` in a JSON file."""

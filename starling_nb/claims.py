@@ -83,9 +83,7 @@ def parse(rule: str) -> tuple[Condition, ...]:
     for term in re.split(r"\band\b", rule):
         match = _TERM.fullmatch(term)
         if match is None:
-            raise ClaimError(
-                f"rule {rule!r}: cannot read {term.strip()!r}; write e.g. 'low>0' or 'between 0.65 0.75'"
-            )
+            raise ClaimError(f"rule {rule!r}: cannot read {term.strip()!r}; write e.g. 'low>0' or 'between 0.65 0.75'")
         subject = match["subject"] or "value"
         if match["sign"]:
             conditions.append(Condition(subject, match["sign"], float(match["bound"])))

@@ -22,9 +22,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-Profile = Annotated[
-    str, typer.Option("--profile", help="Size of the run: smoke, laptop, study, gpu or paper.")
-]
+Profile = Annotated[str, typer.Option("--profile", help="Size of the run: smoke, laptop, study, gpu or paper.")]
 
 
 @app.command()
@@ -35,13 +33,9 @@ def reproduce(
     only: Annotated[list[str] | None, typer.Option(help="Run this stage, and those it needs (02).")] = None,
     settings: Annotated[list[str] | None, typer.Option("--set", help="A parameter: 03.lr=1e-5.")] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 3 when a claim fails.")] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Run the selected stages even if unchanged.")
-    ] = False,
+    force: Annotated[bool, typer.Option("--force", help="Run the selected stages even if unchanged.")] = False,
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds that one cell may take.")] = None,
-    explain: Annotated[
-        bool, typer.Option("--explain", help="Say what would run and why; run nothing.")
-    ] = False,
+    explain: Annotated[bool, typer.Option("--explain", help="Say what would run and why; run nothing.")] = False,
 ) -> None:
     """Run the notebooks in order; skip what is done; write metrics, manifest and report."""
     from starling_nb import reproduce as runner
@@ -61,9 +55,7 @@ def reproduce(
         typer.echo(result.message, err=True)
         typer.echo("Mend it and run the same command again: finished stages are kept.", err=True)
     words = ("holds", "fails", "too small")
-    counts = ", ".join(
-        f"{sum(verdict == word for verdict in result.verdicts.values())} {word}" for word in words
-    )
+    counts = ", ".join(f"{sum(verdict == word for verdict in result.verdicts.values())} {word}" for word in words)
     typer.echo(f"claims: {counts}\nreport: {result.out / 'report.html'}")
     raise typer.Exit(result.exit_code(strict))
 
@@ -97,7 +89,5 @@ def main() -> None:
         sys.exit(2)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
-        typer.echo(
-            f"starling-nb: {what}{error.strerror or error}. Free the disk or mend the permissions.", err=True
-        )
+        typer.echo(f"starling-nb: {what}{error.strerror or error}. Free the disk or mend the permissions.", err=True)
         sys.exit(2)

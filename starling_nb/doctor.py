@@ -78,16 +78,12 @@ def _memory() -> Check:
 def _threads() -> Check:
     policy = os.environ.get("OMP_WAIT_POLICY", "")
     note = "" if policy == "PASSIVE" else "; PASSIVE is several times faster beside other programs"
-    return Check(
-        "threads", policy == "PASSIVE", f"{os.cpu_count()} cores, OMP_WAIT_POLICY={policy or 'unset'}{note}"
-    )
+    return Check("threads", policy == "PASSIVE", f"{os.cpu_count()} cores, OMP_WAIT_POLICY={policy or 'unset'}{note}")
 
 
 def _model() -> Check:
     path = fetch.find("model").cached()
-    return Check(
-        "model", path is not None, str(path) if path else "not in the cache: run `starling-nb fetch model`"
-    )
+    return Check("model", path is not None, str(path) if path else "not in the cache: run `starling-nb fetch model`")
 
 
 def _data() -> Check:

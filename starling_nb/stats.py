@@ -86,9 +86,7 @@ def paired_difference(
     """
     left, right = _finite(a, "a"), _finite(b, "b")
     if len(left) != len(right):
-        raise StatsError(
-            f"a paired difference needs equal lengths, got {len(left)} and {len(right)}: join them first"
-        )
+        raise StatsError(f"a paired difference needs equal lengths, got {len(left)} and {len(right)}: join them first")
     return mean_interval(left - right, clusters, seed, draws, level)
 
 
@@ -117,9 +115,7 @@ def chi_square_uniform(counts: ArrayLike) -> tuple[float, float]:
     """
     observed = _finite(counts, "counts")
     if len(observed) < 2 or (observed < 0).any() or not observed.sum():
-        raise StatsError(
-            "a test of uniformity needs at least two cells, counts that are not negative, and some data"
-        )
+        raise StatsError("a test of uniformity needs at least two cells, counts that are not negative, and some data")
     expected = observed.mean()
     chi2 = float(((observed - expected) ** 2 / expected).sum())
     return chi2, float(scipy_stats.chi2.sf(chi2, len(observed) - 1))
@@ -148,9 +144,7 @@ def permutation_test(
     left, right = _finite(a, "a"), _finite(b, "b")
     generator = _generator(seed, "permutation")
     if paired and len(left) != len(right):
-        raise StatsError(
-            f"a paired test needs equal lengths, got {len(left)} and {len(right)}: join them first"
-        )
+        raise StatsError(f"a paired test needs equal lengths, got {len(left)} and {len(right)}: join them first")
     if clusters is not None and not paired:
         raise StatsError("clusters are only understood with paired=True")
     if paired:
@@ -164,9 +158,7 @@ def permutation_test(
 
 def _sign_flips(sums: Floats, draws: int, generator: np.random.Generator) -> Floats:
     """Totals of ``sums`` under random signs."""
-    return _blocks(
-        draws, len(sums), lambda rows: (generator.integers(0, 2, (rows, len(sums))) * 2 - 1) @ sums
-    )
+    return _blocks(draws, len(sums), lambda rows: (generator.integers(0, 2, (rows, len(sums))) * 2 - 1) @ sums)
 
 
 def _regroupings(a: Floats, b: Floats, draws: int, generator: np.random.Generator) -> tuple[float, Floats]:
@@ -224,9 +216,7 @@ def _finite(values: ArrayLike, name: str) -> Floats:
     if not len(x):
         raise StatsError(f"{name} are empty: there is nothing to compute")
     if not np.isfinite(x).all():
-        raise StatsError(
-            f"{name} hold {int((~np.isfinite(x)).sum())} numbers that are not finite: drop or mend them"
-        )
+        raise StatsError(f"{name} hold {int((~np.isfinite(x)).sum())} numbers that are not finite: drop or mend them")
     return x
 
 

@@ -9,6 +9,7 @@ import toy
 import torch
 
 from starling_nb import files, models
+from starling_nb.blocks import trunk_states
 from starling_nb.models import ModelError
 
 GOLDEN = [504, 2644, 2643, 335, 260, 1171, 30, 2]
@@ -47,6 +48,25 @@ def test_models_of_two_types_can_be_trained_in_one_process() -> None:
         accelerator = toy.lm(dtype=dtype).accelerator()
         assert accelerator.mixed_precision == precision
         assert accelerator.device.type == "cpu"
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_a_shallow_model_is_the_first_blocks_of_the_whole(family: str) -> None:
+    lm = toy.lm(family)
+    small = models.shallow(lm, 2)
+    ids, positions = torch.tensor([[5, 6, 7, 8, 9]]), torch.arange(5)[None]
+    with torch.no_grad():
+        states = trunk_states(lm.model.model, ids, positions, None, 2)
+        found = small.model.model(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(found, lm.model.model.norm(states), rtol=1e-5, atol=1e-5)
+    shared = small.model.model.embed_tokens.weight.data_ptr()
+    assert shared == lm.model.model.embed_tokens.weight.data_ptr()
+    assert small.model.config.num_hidden_layers == 2
+    assert lm.model.config.num_hidden_layers == 3
+    assert small.name != lm.name
+    for wrong in (0, 4):
+        with pytest.raises(ModelError, match="from 1 to 3"):
+            models.shallow(lm, wrong)
 
 
 def embedded() -> models.LM:

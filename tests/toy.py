@@ -13,6 +13,7 @@ from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTr
 from starling_nb.chat import ChatFormat, Message
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt
+from starling_nb.reward import RewardModel
 from starling_nb.reward.training import Comparison
 
 FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
@@ -33,8 +34,19 @@ def tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
-def lm(family: str = "llama", seed: int = 0, *, dtype: torch.dtype = torch.float32, spread: float = 0.15) -> LM:
-    """A causal LM of three blocks; ``spread`` is that of its random weights, larger makes it more certain."""
+def lm(
+    family: str = "llama",
+    seed: int = 0,
+    *,
+    dtype: torch.dtype = torch.float32,
+    spread: float = 0.15,
+    tied: bool = False,
+) -> LM:
+    """A causal LM of three blocks.
+
+    ``spread`` is that of its random weights, larger makes it more certain; a ``tied`` one reads and writes tokens with
+    the same weights.
+    """
     torch.set_num_threads(1)
     words = tokenizer()
     torch.manual_seed(seed)
@@ -50,6 +62,7 @@ def lm(family: str = "llama", seed: int = 0, *, dtype: torch.dtype = torch.float
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
+        tie_word_embeddings=tied,
     )
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return LM(model.eval().requires_grad_(False), ChatFormat(words), f"toy-{family}")
@@ -92,3 +105,16 @@ def weights(module: Any) -> dict[str, torch.Tensor]:
 def changed(before: dict[str, torch.Tensor], module: Any) -> set[str]:
     """Names of the weights that are no longer what they were, bit for bit."""
     return {name for name, value in module.state_dict().items() if not torch.equal(before[name], value)}
+
+
+class Likes(RewardModel):
+    """Likes answers in which one letter is frequent: its share of the answer's letters, 0 to 1."""
+
+    def __init__(self, policy: LM, letters: str = "e") -> None:
+        super().__init__(lm(seed=99).model.model, policy.chat)
+        self.letters = letters
+
+    def score(self, conversations: Sequence[Sequence[Message]], batch: int = 32) -> list[float]:
+        """Shares of the letters that are liked."""
+        texts = [conversation[-1]["content"] for conversation in conversations]
+        return [sum(letter in self.letters for letter in text) / max(1, len(text)) for text in texts]

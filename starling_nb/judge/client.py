@@ -144,9 +144,7 @@ class Judge:
         """Requests and tokens paid for in this judge's life."""
         return {"requests": self._spending.requests, "tokens": self._spending.tokens}
 
-    async def ask(
-        self, requests: Iterable[Request[T]]
-    ) -> AsyncGenerator[tuple[Request[T], Outcome[T]], None]:
+    async def ask(self, requests: Iterable[Request[T]]) -> AsyncGenerator[tuple[Request[T], Outcome[T]], None]:
         """Yield each request with its outcome, in the order in which they are settled.
 
         Raises:

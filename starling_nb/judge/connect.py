@@ -14,9 +14,7 @@ SIMULATED = "simulated"
 
 
 @contextmanager
-def connect(
-    who: str, ledger: Path | None = None, seed: int = 0, budget: int | None = None
-) -> Iterator[Judge]:
+def connect(who: str, ledger: Path | None = None, seed: int = 0, budget: int | None = None) -> Iterator[Judge]:
     """A judge for the time of a ``with`` block.
 
     Args:

@@ -18,9 +18,7 @@ LARGEST_BODY = 16 * 2**20  # bytes
 class Refused(Exception):  # noqa: N818  (an HTTP answer, not a fault of the program)
     """An HTTP error to answer with."""
 
-    def __init__(
-        self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, status: int, code: str, message: str, headers: Mapping[str, str] | None = None) -> None:
         super().__init__(message)
         self.status, self.code, self.headers = status, code, dict(headers or {})
 
@@ -42,9 +40,7 @@ def serve(backend: Backend, port: int = 0) -> tuple[Callable[[], None], str]:
     try:
         server = _Server(("127.0.0.1", port), handler)
     except OSError as error:
-        raise StarlingError(
-            f"port {port} cannot be used ({error.strerror}): choose another, or 0 for any"
-        ) from error
+        raise StarlingError(f"port {port} cannot be used ({error.strerror}): choose another, or 0 for any") from error
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
     thread.start()
 
@@ -100,9 +96,7 @@ class _Handler(BaseHTTPRequestHandler):
         """The list of models."""
         if self.path.rstrip("/") != "/v1/models":
             return self._error(Refused(404, "not_found", f"nothing at {self.path}: try /v1/models"))
-        rows = [
-            {"id": name, "object": "model", "created": 0, "owned_by": "starling_nb"} for name in self._names()
-        ]
+        rows = [{"id": name, "object": "model", "created": 0, "owned_by": "starling_nb"} for name in self._names()]
         self._send(200, {"object": "list", "data": rows})
 
     def do_POST(self) -> None:
@@ -127,9 +121,7 @@ class _Handler(BaseHTTPRequestHandler):
             length = -1
         if not 0 <= length <= LARGEST_BODY:
             self.close_connection = True
-            raise Refused(
-                413, "bad_length", f"a request needs a Content-Length of at most {LARGEST_BODY} bytes"
-            )
+            raise Refused(413, "bad_length", f"a request needs a Content-Length of at most {LARGEST_BODY} bytes")
         try:
             body = json.loads(self.rfile.read(length))
         except (ValueError, RecursionError) as error:

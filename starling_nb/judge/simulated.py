@@ -166,9 +166,7 @@ class SimulatedJudge:
     def _find_uncached(self, conversation: tuple[tuple[str, str], ...]) -> Mapping[str, Any]:
         return self.truth.find(_messages(conversation))
 
-    def _grade_uncached(
-        self, conversation: tuple[tuple[str, str], ...], answer: str
-    ) -> tuple[float, int, float]:
+    def _grade_uncached(self, conversation: tuple[tuple[str, str], ...], answer: str) -> tuple[float, int, float]:
         """Utility, words and style of an answer."""
         rubric = self._find(conversation)
         utility = float(self.truth.grade(rubric, _messages(conversation), answer).utility)
@@ -177,9 +175,7 @@ class SimulatedJudge:
     def _fail(self, content: str) -> None:
         failure = self.failures.server(content)
         if failure == "http_429":
-            raise Refused(
-                429, "rate_limit_exceeded", "too many requests (simulated)", {"Retry-After": "0.05"}
-            )
+            raise Refused(429, "rate_limit_exceeded", "too many requests (simulated)", {"Retry-After": "0.05"})
         if failure == "http_500":
             raise Refused(500, "server_error", "the server stumbled (simulated)")
         if self.failures.slow(content):
@@ -201,9 +197,7 @@ def _messages(conversation: tuple[tuple[str, str], ...]) -> list[dict[str, str]]
 def _checked(body: Mapping[str, Any], models: list[str]) -> tuple[list[dict[str, str]], int, int | None]:
     """Messages, call seed and token limit of a request's body."""
     if body.get("model") not in models:
-        raise Refused(
-            404, "model_not_found", f"only {' and '.join(models)} live here, not {body.get('model')!r}"
-        )
+        raise Refused(404, "model_not_found", f"only {' and '.join(models)} live here, not {body.get('model')!r}")
     if body.get("stream") or body.get("n", 1) != 1:
         raise Refused(400, "unsupported", "the simulated judge gives one whole reply: leave out stream and n")
     messages = body.get("messages")
@@ -211,21 +205,15 @@ def _checked(body: Mapping[str, Any], models: list[str]) -> tuple[list[dict[str,
         raise Refused(400, "bad_messages", "messages must be a list of {role, content} with texts")
     seed, limit = body.get("seed") or 0, body.get("max_completion_tokens") or body.get("max_tokens")
     if type(seed) is not int or (limit is not None and (type(limit) is not int or limit < 1)):
-        raise Refused(
-            400, "bad_parameter", "seed and max_tokens must be whole numbers, max_tokens at least 1"
-        )
+        raise Refused(400, "bad_parameter", "seed and max_tokens must be whole numbers, max_tokens at least 1")
     return [{"role": item["role"], "content": item["content"]} for item in messages], seed, limit
 
 
 def _is_message(item: object) -> bool:
-    return (
-        isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
-    )
+    return isinstance(item, dict) and isinstance(item.get("role"), str) and isinstance(item.get("content"), str)
 
 
-def _completion(
-    model: str, messages: list[dict[str, str]], reply: str, reason: str, name: str
-) -> dict[str, Any]:
+def _completion(model: str, messages: list[dict[str, str]], reply: str, reason: str, name: str) -> dict[str, Any]:
     asked = -(-sum(len(message["content"]) for message in messages) // CHARACTERS_PER_TOKEN)
     told = -(-len(reply) // CHARACTERS_PER_TOKEN)
     choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": reason}

@@ -75,17 +75,13 @@ class Wire:
                 failure: StarlingError = Unanswered(f"no answer within {self.timeout:g} s: raise timeout")
                 cause: Exception = error
             except openai.APIConnectionError as error:
-                failure = JudgeUnavailable(
-                    f"cannot reach the judge at {self._where()}: start it or mend base_url"
-                )
+                failure = JudgeUnavailable(f"cannot reach the judge at {self._where()}: start it or mend base_url")
                 cause = error
             except openai.APIStatusError as error:
                 failure, cause = self._judge_status(error), error
                 pause = max(pause, self._asked_pause(error))
             except TypeError as error:
-                raise StarlingError(
-                    f"chat completions have no such parameter ({error}): mend params"
-                ) from error
+                raise StarlingError(f"chat completions have no such parameter ({error}): mend params") from error
             except (openai.OpenAIError, ValueError) as error:
                 raise Unanswered(self._safe(f"the judge's answer makes no sense ({error})")) from error
             if trial == self.retries:
@@ -140,13 +136,9 @@ class Wire:
         """The failure to raise should no further try help; raises at once where none can."""
         status, text = error.status_code, self._safe(_message(error))
         if status in (401, 403) or error.code == "insufficient_quota":
-            raise JudgeUnavailable(
-                f"{self._where()} refuses ({status}: {text}): mend the key or account"
-            ) from error
+            raise JudgeUnavailable(f"{self._where()} refuses ({status}: {text}): mend the key or account") from error
         if status == 404:
-            raise JudgeUnavailable(
-                f"{self._where()} has no model {self.model!r} ({text}): mend it"
-            ) from error
+            raise JudgeUnavailable(f"{self._where()} has no model {self.model!r} ({text}): mend it") from error
         if status in (408, 409, 429) or status >= 500:
             return Unanswered(f"still {status} after {self.retries + 1} tries ({text}): run again later")
         raise Unanswered(f"{status}: {text}") from error

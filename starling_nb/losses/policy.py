@@ -32,9 +32,7 @@ def apa(
         LossError: ``lam`` is not positive.
     """
     if not lam > 0:
-        raise LossError(
-            f"lam must be positive, got {lam}: small values trust the advantages, large ones the anchor"
-        )
+        raise LossError(f"lam must be positive, got {lam}: small values trust the advantages, large ones the anchor")
     target = keep(anchor_logprobs, mask) + keep(advantages, mask) / lam
     return masked_mean((keep(logprobs, mask) - target.detach()).square(), mask)
 
@@ -50,9 +48,7 @@ def ppo(
     """Clipped surrogate of PPO, Schulman et al. 2017 (arXiv 1707.06347, eq. 7), negated, mean over tokens."""
     ratio = (keep(logprobs, mask) - keep(old_logprobs, mask).detach()).exp()
     advantages = keep(advantages, mask).detach()
-    return masked_mean(
-        torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), mask
-    )
+    return masked_mean(torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), mask)
 
 
 def p3o(
@@ -209,16 +205,12 @@ def masked_mean(x: Float[Tensor, "*shape"], mask: Shaped[Tensor, "*shape"]) -> F
     return keep(x, mask).sum() / count
 
 
-def kl_k1(
-    logprobs: Float[Tensor, "*shape"], reference_logprobs: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def kl_k1(logprobs: Float[Tensor, "*shape"], reference_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Per-token estimate of KL(policy || reference), nats, for samples of the policy: unbiased, any sign."""
     return wide(logprobs) - wide(reference_logprobs)
 
 
-def kl_k3(
-    logprobs: Float[Tensor, "*shape"], reference_logprobs: Float[Tensor, "*shape"]
-) -> Float[Tensor, "*shape"]:
+def kl_k3(logprobs: Float[Tensor, "*shape"], reference_logprobs: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """Per-token estimate of the same divergence that is unbiased and never negative, nats.
 
     ``exp(-d) - 1 + d`` with ``d = logprobs - reference_logprobs`` (Schulman 2020, "Approximating KL

@@ -139,9 +139,7 @@ def pairwise(
 def _mean_of_rows(loss: Tensor, divisor: Tensor, counted: Tensor) -> Tensor:
     """Mean of ``loss / divisor`` over the counted rows."""
     if not bool(counted.any()):
-        raise LossError(
-            "no row holds two ranked answers: there is nothing to compare; check the mask and the ranks"
-        )
+        raise LossError("no row holds two ranked answers: there is nothing to compare; check the mask and the ranks")
     return torch.where(counted, loss / divisor.clamp(min=1), 0.0).sum() / counted.sum()
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pandas as pd
 
 from starling_nb import chat, files
@@ -172,6 +173,21 @@ def rank(
     return pd.DataFrame(rows)
 
 
+def rank_passes(
+    judge: Judge,
+    candidates: Sequence[Candidates],
+    variant: str,
+    passes: int,
+    seed: int,
+    each: Callable[[Outcome[Verdict]], object] | None = None,
+) -> pd.DataFrame:
+    """Rank every prompt ``passes`` times, each time in another shown order; one row a ranking."""
+    if passes < 1:
+        raise StarlingError(f"passes = {passes}: at least one ranking a prompt is needed")
+    orders = [rank(judge, candidates, variant, seed=seed + 1000 * number, each=each) for number in range(passes)]
+    return pd.concat([table.assign(order=number) for number, table in enumerate(orders)], ignore_index=True)
+
+
 def rank_with(
     judge: Judge,
     candidates: Sequence[Candidates],
@@ -190,12 +206,18 @@ def valid(rankings: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_rows(candidates: Sequence[Candidates], rankings: pd.DataFrame) -> list[dict[str, Any]]:
-    """Nectar rows of the validly ranked prompts, answers in rank order (1.0 is best)."""
-    by_id = {item.prompt.id: item for item in candidates}
+    """Nectar rows of the validly ranked prompts, answers in rank order (1.0 is best).
+
+    Several rankings of one prompt are merged: answers in order of their mean rank (Borda), equal ones as the first
+    ranking has them, the verdict on the conversation by majority.
+    """
+    by_prompt = dict(list(valid(rankings).groupby("prompt_id", sort=False)))
     rows = []
-    for record in valid(rankings).to_dict("records"):
-        item = by_id[record["prompt_id"]]
-        order = [record["shown"][position] for position in record["ranking"]]
+    for item in candidates:
+        if item.prompt.id not in by_prompt:
+            continue
+        records = by_prompt[item.prompt.id]
+        order = merged_order([_ranks(record) for record in records.to_dict("records")])
         answers = [
             {"answer": item.answers[i], "model": item.models[i], "rank": float(rank)} for rank, i in enumerate(order, 1)
         ]
@@ -206,10 +228,22 @@ def to_rows(candidates: Sequence[Candidates], rankings: pd.DataFrame) -> list[di
                 "turns": item.prompt.turns,
                 "num_responses": len(answers),
                 "source": [item.prompt.family],
-                "good_natured": bool(record["good_natured"]),
+                "good_natured": bool(records.good_natured.astype(float).mean() >= 0.5),
             }
         )
     return rows
+
+
+def merged_order(ranks: Sequence[Sequence[int]]) -> list[int]:
+    """Items from best to worst by mean rank; equal ones in the order of the first list of ranks."""
+    means = np.mean(ranks, axis=0)
+    return sorted(range(len(means)), key=lambda i: (means[i], ranks[0][i]))
+
+
+def _ranks(record: Mapping[str, Any]) -> list[int]:
+    """Rank of every answer, by its place in the candidates."""
+    order = [record["shown"][position] for position in record["ranking"]]
+    return [order.index(i) for i in range(len(order))]
 
 
 def candidates_of(rows: Sequence[Mapping[str, Any]], prompts: Sequence[Prompt]) -> list[Candidates]:

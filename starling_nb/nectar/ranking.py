@@ -141,9 +141,7 @@ def read_request(messages: Sequence[Mapping[str, str]]) -> ShownRequest | None:
     if marked is None:
         return None
     text, mark = messages[1]["content"], marked[1]
-    blocks = re.findall(
-        rf"<(answer [A-Z]|user|assistant|system) {mark}>\n(.*?)\n</\1 {mark}>", text, re.DOTALL
-    )
+    blocks = re.findall(rf"<(answer [A-Z]|user|assistant|system) {mark}>\n(.*?)\n</\1 {mark}>", text, re.DOTALL)
     conversation = [{"role": name, "content": inner} for name, inner in blocks if name in ROLES]
     answers = [inner for name, inner in blocks if name not in ROLES]
     told = text.rpartition(f" {mark}>\n")[2]
@@ -201,12 +199,8 @@ def _check(conversation: list[Message], answers: Sequence[str], variant: str) ->
         raise StarlingError(f"a ranking needs 2 to {len(LETTERS)} answers, not {len(answers)}")
     roles = [message["role"] for message in conversation]
     if not roles or roles[-1] != "user" or not set(roles) <= set(ROLES):
-        raise StarlingError(
-            f"a conversation to judge has the roles {', '.join(ROLES)} and ends with user: got {roles}"
-        )
+        raise StarlingError(f"a conversation to judge has the roles {', '.join(ROLES)} and ends with user: got {roles}")
     try:
         "".join([*answers, *(message["content"] for message in conversation)]).encode()
     except UnicodeEncodeError as error:
-        raise StarlingError(
-            f"a text holds half a character ({error}): clean it before it is judged"
-        ) from error
+        raise StarlingError(f"a text holds half a character ({error}): clean it before it is judged") from error

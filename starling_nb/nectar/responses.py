@@ -49,10 +49,10 @@ RESPONDERS = (
         48,
         system="Help with honest questions. Politely refuse anything harmful or illegal.",
     ),
-    Responder("writer-reference", 4.0, writes="reference"),
-    Responder("writer-courteous", 2.5, writes="courteous"),
-    Responder("writer-flawed", 2.0, writes="flawed"),
-    Responder("writer-cut", 1.5, writes="cut"),
+    Responder("writer-reference", 2.0, writes="reference"),
+    Responder("writer-courteous", 4.0, writes="courteous"),
+    Responder("writer-flawed", 3.0, writes="flawed"),
+    Responder("writer-cut", 0.7, writes="cut"),
     Responder("writer-off-topic", 1.0, writes="off_topic"),
 )
 MODELS_PER_ROW = 5

@@ -49,9 +49,7 @@ def to_prompt_text(messages: Sequence[Message]) -> str:
     text = nectar_text(messages)
     plain = [{"role": message["role"], "content": message["content"]} for message in messages]
     if from_nectar_text(text) != plain:
-        raise SchemaError(
-            "the conversation cannot be read back from Nectar's text: remove the role marks in it"
-        )
+        raise SchemaError("the conversation cannot be read back from Nectar's text: remove the role marks in it")
     return text
 
 
@@ -112,9 +110,7 @@ def read_table(path: Path) -> pa.Table:
     except FileNotFoundError as error:
         raise SchemaError(f"{path} is missing: run the notebook that makes it, or mend the path") from error
     except (pa.ArrowException, OSError) as error:
-        raise SchemaError(
-            f"{path} is not a readable parquet file ({error}): make or fetch it again"
-        ) from error
+        raise SchemaError(f"{path} is not a readable parquet file ({error}): make or fetch it again") from error
     if absent := [name for name in SCHEMA.names if name not in table.column_names]:
         raise SchemaError(f"{path} has no column {', '.join(absent)}: it is not a Nectar file")
     try:

@@ -87,9 +87,7 @@ _LABELLED = re.compile(
 )
 _TORN = re.compile(r"(?:\[\[[^\[\]]*\]?|(?<!\[)\[[^\[\]]*)\s*\Z")
 _ITEM = re.compile(r"""[\s"'`*‘’“”]*(?:(?:Answer|Model|Assistant)\s+)?([A-Z])[\s"'`*‘’“”]*""")
-_NATURE = re.compile(
-    r"(\bnot[\s-]+(?:an?[\s-]+)?|n['’]t[\s-]+(?:an?[\s-]+)?)?\bgood[\s-]natured", re.IGNORECASE
-)
+_NATURE = re.compile(r"(\bnot[\s-]+(?:an?[\s-]+)?|n['’]t[\s-]+(?:an?[\s-]+)?)?\bgood[\s-]natured", re.IGNORECASE)
 _SORRY = re.compile(
     r"\b(?:sorry|apologi[sz]e|unable to|(?:can|could|will|would|do|must)\s*(?:not|n?['’]t)\s+"
     r"(?:help|assist|rank|compare|judge|comply|provide|do))\b",
@@ -101,9 +99,7 @@ _PAIR = re.compile(
 )
 _WINNER = re.compile(r"(?i:\bwinner):\W*(?:Model\s+|Answer\s+)?([A-Z]|[Tt]ie)\b")
 _LEADING = re.compile(r"""\W*([A-Z]|[Tt]ie)['"*`]*(?=\s*$|\s*[.;,(–—]|\s+-|\s+(?:wins|is\s+better)\b)""")
-_SCORE = re.compile(
-    r"^[\s*\-]*(?:Answer\s+|Model\s+)?([A-Z])\b[^\[\n]*\[\[\s*(\d+(?:\.\d+)?)\s*\]\]", re.MULTILINE
-)
+_SCORE = re.compile(r"^[\s*\-]*(?:Answer\s+|Model\s+)?([A-Z])\b[^\[\n]*\[\[\s*(\d+(?:\.\d+)?)\s*\]\]", re.MULTILINE)
 
 
 def _lists(reply: str, pattern: re.Pattern[str], least: int) -> list[list[str]]:
@@ -121,9 +117,7 @@ def _nothing(reply: str, k: int) -> RankingError:
     """Why there is no list."""
     pairs, scores = len(_pairs(reply, k)), len(_SCORE.findall(reply))
     if 0 < pairs < k * (k - 1) // 2 or 0 < scores < k:
-        return TruncatedError(
-            f"the reply ends after {pairs or scores} of its lines, before the list: raise max_tokens"
-        )
+        return TruncatedError(f"the reply ends after {pairs or scores} of its lines, before the list: raise max_tokens")
     if not pairs and _SORRY.search(reply):
         return RefusalError("the judge declined to rank")
     return MissingListError("the reply holds no list of letters in double square brackets")

@@ -29,23 +29,13 @@ VARIANTS: dict[str, Variant] = {
     variant.name: variant
     for variant in (
         Variant("naive", "nothing", "", "random", "the list at once"),
-        Variant(
-            "individual_scores", "scores", "", "random", "each answer scored 1 to 10 by itself, then the list"
-        ),
+        Variant("individual_scores", "scores", "", "random", "each answer scored 1 to 10 by itself, then the list"),
         Variant("pairwise", "pairs", "", "random", "all pairs in the judge's own order, then the list"),
         Variant("pairwise_fixed_order", "pairs", "alphabetical", "random", "all pairs in alphabetical order"),
-        Variant(
-            "static_tie_break", "pairs", "random", "standing", "ties settled by one order, the same for all"
-        ),
-        Variant(
-            "random_tie_break", "pairs", "random", "drawn", "ties settled by an order drawn for each request"
-        ),
-        Variant(
-            "random_pair_order", "pairs", "random", "", "all pairs in a random order, nothing said of ties"
-        ),
-        Variant(
-            "final", "pairs", "random", "random", "all pairs in a random order, ties at random: made Nectar"
-        ),
+        Variant("static_tie_break", "pairs", "random", "standing", "ties settled by one order, the same for all"),
+        Variant("random_tie_break", "pairs", "random", "drawn", "ties settled by an order drawn for each request"),
+        Variant("random_pair_order", "pairs", "random", "", "all pairs in a random order, nothing said of ties"),
+        Variant("final", "pairs", "random", "random", "all pairs in a random order, ties at random: made Nectar"),
     )
 }
 
@@ -108,9 +98,7 @@ _TIES = {
 }
 
 
-def task(
-    variant: str, k: int, pairs: Sequence[tuple[int, int]] | None, tie_order: Sequence[int] | None
-) -> str:
+def task(variant: str, k: int, pairs: Sequence[tuple[int, int]] | None, tie_order: Sequence[int] | None) -> str:
     """What the judge is told to write about ``k`` answers; pairs and tie order are shown positions."""
     kind = VARIANTS[variant]
     listed = "\n".join(f"({LETTERS[a]}, {LETTERS[b]})" for a, b in pairs or [])

@@ -64,9 +64,7 @@ def mean_rank_by_position(ranks: Mapping[str, pd.DataFrame], title: str = "") ->
     return _position_points(ranks, "mean_rank", "mean rank (0 is best)", fair, title)
 
 
-def _position_points(
-    tables: Mapping[str, pd.DataFrame], column: str, label: str, fair: float, title: str
-) -> Figure:
+def _position_points(tables: Mapping[str, pd.DataFrame], column: str, label: str, fair: float, title: str) -> Figure:
     fig, axes = panels(tables, title)
     for ax, (name, table) in zip(axes, tables.items(), strict=True):
         need(table, "position", column, "low", "high")

@@ -52,9 +52,7 @@ def radar(scores: Mapping[str, Mapping[str, float]], limits: tuple[float, float]
     ax.set(theta_offset=np.pi / 2, theta_direction=-1, ylim=limits)
     ax.set_xticks(angles, categories)
     for tick, angle in zip(ax.get_xticklabels(), angles, strict=True):
-        tick.set_horizontalalignment(
-            "center" if abs(np.sin(angle)) < 0.1 else "left" if angle < np.pi else "right"
-        )
+        tick.set_horizontalalignment("center" if abs(np.sin(angle)) < 0.1 else "left" if angle < np.pi else "right")
     ax.grid(True, color=GRID)
     ax.tick_params(axis="x", pad=4)
     ax.tick_params(axis="y", labelcolor=MUTED, labelsize=8)
@@ -87,9 +85,7 @@ def results_table(published: pd.DataFrame, ours: pd.DataFrame) -> Figure:
     return fig
 
 
-def _bars(
-    ax: Axes, table: pd.DataFrame, metric: str, places: NDArray[np.float64], own: NDArray[np.bool_]
-) -> None:
+def _bars(ax: Axes, table: pd.DataFrame, metric: str, places: NDArray[np.float64], own: NDArray[np.bool_]) -> None:
     """One metric's bars, ours hatched, each with its interval where known and its value behind it."""
     values = table[metric].astype(float)
     bars = ax.barh(places, values.fillna(0), color=np.where(own, COLOURS[1], COLOURS[0]), height=0.7)

@@ -137,9 +137,7 @@ def panels(
     return fig, axes[: len(items)]
 
 
-def errors(
-    ax: Axes, places: Any, table: pd.DataFrame, column: str, colour: Any, horizontal: bool = False
-) -> None:
+def errors(ax: Axes, places: Any, table: pd.DataFrame, column: str, colour: Any, horizontal: bool = False) -> None:
     """Interval bars from ``low`` to ``high`` about ``column``; none where they are not known."""
     value = table[column].astype(float).to_numpy()
     low, high = table["low"].astype(float).to_numpy(), table["high"].astype(float).to_numpy()
@@ -188,9 +186,7 @@ def legend(ax: Axes) -> None:
         ax.legend()
 
 
-def shared_legend(
-    fig: Figure, axes: list[Axes], loc: Any = "outside upper right", columns: int = 6
-) -> Figure:
+def shared_legend(fig: Figure, axes: list[Axes], loc: Any = "outside upper right", columns: int = 6) -> Figure:
     """One legend for all panels, outside them."""
     found: dict[str, Any] = {}
     for ax in axes:

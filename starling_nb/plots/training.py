@@ -40,9 +40,7 @@ LABELS = {
 
 
 @styled
-def loss_curves(
-    df: pd.DataFrame, levels: Mapping[str, float] | None = None, unit: str = "loss (nats)"
-) -> Figure:
+def loss_curves(df: pd.DataFrame, levels: Mapping[str, float] | None = None, unit: str = "loss (nats)") -> Figure:
     """Loss over optimiser steps; a band shows 95 % over seeds where a step occurs more than once.
 
     Args:

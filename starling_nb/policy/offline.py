@@ -103,7 +103,7 @@ def tune(
         with accelerator.autocast():
             theirs = _sums(plain.reference_logprobs(batch), batch)
         loss = losses.dpo(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], beta=recipe.beta)
-        if not math.isfinite(float(loss)):
+        if not math.isfinite(float(loss.detach())):
             raise StarlingError(f"the DPO loss is not a number at step {step}: lower lr")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(plain.top.parameters(), 1.0)

@@ -181,9 +181,9 @@ def _learn(loop: _Loop, parts: Sequence[Minibatch], recipe: Recipe, step: int) -
                 _check_ratio(logprobs, item.old.logprobs)
             policy_loss = _policy_loss(item.batch.unflatten(logprobs), item, recipe)
             value_loss = _value_loss(item.batch.unflatten(values), item)
-            warming = step < recipe.critic_warmup or (recipe.critic_gate and float(value_loss) > 1)
+            warming = step < recipe.critic_warmup or (recipe.critic_gate and float(value_loss.detach()) > 1)
             loss = value_loss if warming else policy_loss + value_loss
-            if not math.isfinite(float(loss)):
+            if not math.isfinite(float(loss.detach())):
                 raise TuningError(f"the loss is not a number at step {step}: lower lr")
             loop.accelerator.backward(loss)
             loop.accelerator.clip_grad_norm_(loop.hydra.parameters(), 1.0)

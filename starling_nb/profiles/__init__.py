@@ -69,6 +69,8 @@ class DatasetConstruction(Common):
     """Prompts ranked, 10 to 303."""
     n_live: int
     """Of these, prompts whose answers are sampled again now, 0 to n_prompts."""
+    passes: int
+    """Rankings of each prompt, in as many shown orders, merged by mean rank."""
     variant: str
     """Ranking prompt, a name from starling_nb.nectar.ranking.VARIANTS."""
 
@@ -97,8 +99,12 @@ class RewardTraining(Common):
     """Learning rate of the top blocks, AdamW."""
     head_lr: float
     """Learning rate of the score head."""
+    depth: int
+    """Blocks of the backbone kept; the middle reads quality best at this size."""
+    readout: str
+    """Where the score is read: last_token (as published), mean or both."""
     trainable: str
-    """Which blocks learn."""
+    """Which of the kept blocks learn."""
     held_out: list
     """Responders whose answers no training comparison holds."""
 
@@ -199,9 +205,7 @@ def _load(profile: str) -> dict[str, dict[str, Any]]:
     tables = tomllib.loads((FOLDER / f"{profile}.toml").read_text(encoding="utf-8"))
     for table in tables:
         if table != "common" and table not in STAGES:
-            raise ParameterError(
-                f"profiles/{profile}.toml: [{table}] is no stage; there are {', '.join(STAGES)}"
-            )
+            raise ParameterError(f"profiles/{profile}.toml: [{table}] is no stage; there are {', '.join(STAGES)}")
     return tables
 
 
@@ -220,9 +224,7 @@ def values(profile: str, stage: str) -> dict[str, Any]:
         wanted = kinds(stage)
         if unknown := sorted(merged.keys() - wanted.keys()):
             raise ParameterError(f"profile {profile}: {stage} has no parameter {', '.join(unknown)}")
-        merged = {
-            name: check(f"{stage}.{name}", wanted[name], merged[name]) for name in wanted if name in merged
-        }
+        merged = {name: check(f"{stage}.{name}", wanted[name], merged[name]) for name in wanted if name in merged}
     return merged
 
 

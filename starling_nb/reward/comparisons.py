@@ -73,18 +73,19 @@ def packing_saves(chat_format: ChatFormat, comparisons: Sequence[Comparison]) ->
 
 
 @torch.no_grad()
-def packing_check(lm: LM, comparison: Comparison) -> tuple[list[float], list[float]]:
+def packing_check(lm: LM, comparison: Comparison, readout: str = "last_token") -> tuple[list[float], list[float]]:
     """Scores of one comparison, packed and one by one, under a fixed random head, float32."""
     import copy
 
-    from starling_nb.blocks import trunk_states
+    from starling_nb.blocks import run_blocks
 
     transformer: Any = copy.deepcopy(lm.model.model).float()
     head = torch.randn(1, transformer.config.hidden_size, generator=torch.Generator().manual_seed(0)) / 24
-    model = RewardModel(transformer, lm.chat, head)
+    model = RewardModel(transformer, lm.chat, head, readout)
     one = pack(lm.chat, comparison.messages, comparison.answers)
-    states = trunk_states(transformer, one.ids[None], one.positions[None], one.mask(), len(transformer.layers))
-    packed = model.v_head(transformer.norm(states)[0, one.ends])[:, 0].tolist()
+    states = transformer.embed_tokens(one.ids[None])
+    states = run_blocks(transformer, states, one.positions[None], one.mask(), 0, len(transformer.layers))
+    packed = model.v_head(one.readout(readout) @ transformer.norm(states)[0])[:, 0].tolist()
     conversations = [[*comparison.messages, {"role": "assistant", "content": answer}] for answer in comparison.answers]
     return packed, model.score(conversations)
 

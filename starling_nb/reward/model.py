@@ -21,13 +21,11 @@ from starling_nb import files
 from starling_nb.blocks import run_blocks
 from starling_nb.chat import ChatFormat, Encoded, Message
 from starling_nb.errors import StarlingError
+from starling_nb.reward.packing import READOUTS
 
 
 class RewardError(StarlingError):
     """A reward model folder that cannot be trusted."""
-
-
-READOUTS = ("last_token", "mean")
 
 
 class RewardModel(nn.Module):
@@ -37,7 +35,7 @@ class RewardModel(nn.Module):
         transformer: a Hugging Face decoder (Llama, Mistral, Qwen family).
         chat: how this model reads conversations.
         v_head: ``[1, width]`` weights of the head; zeros when not given.
-        readout: ``"last_token"`` as the released models, or ``"mean"`` over the answer's tokens.
+        readout: ``"last_token"`` as the released models, ``"mean"`` over the answer's tokens, or ``"both"``.
     """
 
     def __init__(
@@ -87,11 +85,11 @@ class RewardModel(nn.Module):
         """Scores ``[rows]`` of last-block states ``[rows, tokens, width]`` whose answers are ``[start, end)``."""
         columns = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
         first, stop = (torch.tensor(list(x), device=hidden.device)[:, None] for x in (starts, ends))
-        if self.readout == "last_token":
-            first = stop - 1
-        weights = ((columns >= first) & (columns < stop)).float()
+        last = (columns == stop - 1).float()
+        mean = ((columns >= first) & (columns < stop)).float() / (stop - first)
+        weights = {"last_token": last, "mean": mean, "both": (last + mean) / 2}[self.readout]
         states = self.transformer.norm(hidden).float()
-        pooled = (weights[:, None, :] @ states)[:, 0] / weights.sum(1, keepdim=True)
+        pooled = (weights[:, None, :] @ states)[:, 0]
         scores: Tensor = self.v_head(pooled)[:, 0]
         return scores
 
@@ -105,7 +103,9 @@ class RewardModel(nn.Module):
             self.chat.tokenizer.save_pretrained(work)
             weights = {f"transformer.{k}": v.contiguous() for k, v in self.transformer.state_dict().items()}
             save_file({**weights, "v_head.weight": self.v_head.weight.detach()}, work / "model.safetensors")
-            (work / "starling.json").write_text(json.dumps({"template": self.chat.template, "readout": self.readout, **(notes or {})}))
+            (work / "starling.json").write_text(
+                json.dumps({"template": self.chat.template, "readout": self.readout, **(notes or {})})
+            )
             shutil.rmtree(folder, ignore_errors=True)
             work.rename(folder)
         except OSError as error:

@@ -15,6 +15,8 @@ from torch import Tensor
 from starling_nb.chat import ChatFormat, Message
 from starling_nb.errors import StarlingError
 
+READOUTS = ("last_token", "mean", "both")
+
 
 @dataclass(frozen=True)
 class Packed:
@@ -32,17 +34,18 @@ class Packed:
     def readout(self, kind: str) -> Tensor:
         """``[K, T]``: what is read of the T hidden states for each answer.
 
-        ``"last_token"`` takes its last token (Starling-RM), ``"mean"`` the mean over its tokens.
+        ``"last_token"`` takes its last token (Starling-RM), ``"mean"`` the mean over its tokens, ``"both"`` the mean
+        of these two: how an answer ends, and what it says.
 
         Raises:
             StarlingError: another kind.
         """
-        if kind == "last_token":
-            return torch.nn.functional.one_hot(self.ends, len(self.ids)).float()
-        if kind == "mean":
-            mine = (self.segments[None, :] == torch.arange(1, len(self.ends) + 1)[:, None]).float()
-            return mine / mine.sum(1, keepdim=True)
-        raise StarlingError(f"readout={kind!r}: choose last_token or mean")
+        if kind not in READOUTS:
+            raise StarlingError(f"readout={kind!r}: choose one of {', '.join(READOUTS)}")
+        last = torch.nn.functional.one_hot(self.ends, len(self.ids)).float()
+        mine = (self.segments[None, :] == torch.arange(1, len(self.ends) + 1)[:, None]).float()
+        mean = mine / mine.sum(1, keepdim=True)
+        return {"last_token": last, "mean": mean, "both": (last + mean) / 2}[kind]
 
     def mask(self) -> Tensor:
         """``[1, 1, T, T]``: True where the row token may look at the column token."""

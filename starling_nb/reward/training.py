@@ -115,7 +115,9 @@ def train(
     torch.manual_seed(recipe.seed)
     accelerator = lm.accelerator()
     decoder: Any = lm.model.model
-    scorer: Any = Scorer(Top(decoder, first_trainable(recipe.trainable, len(decoder.layers))), recipe.readout).to(lm.device)
+    scorer: Any = Scorer(Top(decoder, first_trainable(recipe.trainable, len(decoder.layers))), recipe.readout).to(
+        lm.device
+    )
     optimizer: Any = torch.optim.AdamW(
         [
             {"params": scorer.top.parameters(), "lr": recipe.lr},

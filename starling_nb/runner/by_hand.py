@@ -27,12 +27,8 @@ def parameters(name: str, namespace: Mapping[str, Any]) -> dict[str, Any]:
     known, laptop = profiles.kinds(name), profiles.values("laptop", name)
     injected = _injected(namespace.get("In", ()))
     if unknown := sorted(injected - known.keys()):
-        raise profiles.ParameterError(
-            f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}"
-        )
-    changed = {
-        key for key in known if key in namespace and (key in injected or namespace[key] != laptop.get(key))
-    }
+        raise profiles.ParameterError(f"{name} has no parameter {', '.join(unknown)}; it has {', '.join(known)}")
+    changed = {key for key in known if key in namespace and (key in injected or namespace[key] != laptop.get(key))}
     profile = namespace["profile"] if "profile" in changed else os.environ.get(PROFILE) or "laptop"
     return profiles.values(profile, name) | {key: namespace[key] for key in changed} | {"profile": profile}
 
@@ -61,9 +57,7 @@ def build(stage: str, asker: str, p: Any, out: Path) -> None:
     for name in ("seed", "judge", "threads", "dtype"):
         if getattr(p, name) != usual[name]:
             command += ["--set", f"{name}={getattr(p, name)}"]
-    child = subprocess.Popen(
-        command, cwd=files.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
+    child = subprocess.Popen(command, cwd=files.ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     assert child.stdout is not None
     with child:
         for line in child.stdout:

@@ -156,9 +156,7 @@ def _explain(error: BaseException, book: Notebook, timeout: int | None) -> str |
         where = f"{book.name} failed in code cell In [{error.exec_count}], line {line}:"
         return f"{where}\n    {lines[line - 1].strip()}\n{error.ename}: {_short(text)}"
     if isinstance(error, DeadKernelError):
-        return (
-            f"{book.name}: the kernel died, likely out of memory. Close programs or take a smaller profile."
-        )
+        return f"{book.name}: the kernel died, likely out of memory. Close programs or take a smaller profile."
     if isinstance(error, CellTimeoutError):
         return f"{book.name}: a cell took more than the {timeout} s that --timeout allows."
     return f"{book.name}: {error}" if isinstance(error, NotebookFailed) else None

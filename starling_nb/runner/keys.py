@@ -116,9 +116,7 @@ def outputs(out: Path, stage: str) -> dict[str, str]:
 def handed_over(stage: str, written: Mapping[str, str]) -> str:
     """One hash of the files that later stages may read from ``stage``, out of its :func:`outputs`."""
     names = {name: value for name, value in written.items() if name.startswith(f"{stage}/")}
-    return files.hash_value(
-        {name: value for name, value in names.items() if name.split("/", 1)[1] not in BOOKKEEPING}
-    )
+    return files.hash_value({name: value for name, value in names.items() if name.split("/", 1)[1] not in BOOKKEEPING})
 
 
 def versions() -> dict[str, str]:
@@ -149,24 +147,13 @@ def components(
     modules = closure(sources, package)
     folders = {path.parent for path in modules.values() if path.name == "__init__.py"}
     beside = [
-        path
-        for folder in folders
-        for path in folder.iterdir()
-        if path.is_file() and path.suffix not in (".py", ".pyc")
+        path for folder in folders for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc")
     ]
-    real = {
-        name: existing(name, value)
-        for name, value in parameters.items()
-        if name.startswith("real_") and value
-    }
+    real = {name: existing(name, value) for name, value in parameters.items() if name.startswith("real_") and value}
     return {
         "code": files.hash_value(list(book.code)),
-        "modules": {
-            name: files.sha256(ast.dump(_tree(path)).encode()) for name, path in sorted(modules.items())
-        },
-        "package data": {
-            path.relative_to(package).as_posix(): files.hash_file(path) for path in sorted(beside)
-        },
+        "modules": {name: files.sha256(ast.dump(_tree(path)).encode()) for name, path in sorted(modules.items())},
+        "package data": {path.relative_to(package).as_posix(): files.hash_file(path) for path in sorted(beside)},
         "parameters": {name: value for name, value in sorted(parameters.items()) if name != "out"},
         "real data": {name: hash_tree(path) for name, path in sorted(real.items())},
         "inputs": dict(sorted(inputs.items())),
@@ -189,9 +176,7 @@ def existing(name: str, value: str) -> Path:
     """
     path = resolve(value)
     if not path.exists():
-        raise ParameterError(
-            f"{name} = {value!r}: there is no such file or folder; leave it empty to do without"
-        )
+        raise ParameterError(f"{name} = {value!r}: there is no such file or folder; leave it empty to do without")
     return path
 
 
@@ -200,9 +185,7 @@ def _plain(source: str, where: str) -> str:
     try:
         ast.parse("\n".join(lines))
     except SyntaxError as error:
-        raise NotebookError(
-            f"{where}: a cell is not Python ({error.msg}: {(error.text or '').strip()})"
-        ) from error
+        raise NotebookError(f"{where}: a cell is not Python ({error.msg}: {(error.text or '').strip()})") from error
     return "\n".join(lines)
 
 
@@ -226,9 +209,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
         if before == after:
             continue
         if not isinstance(before, Mapping) or not isinstance(after, Mapping):
-            found.append(
-                {"code": "the notebook's code changed", "data": "data/ changed"}.get(kind, f"{kind} changed")
-            )
+            found.append({"code": "the notebook's code changed", "data": "data/ changed"}.get(kind, f"{kind} changed"))
             continue
         for name in sorted(before.keys() | after.keys()):
             if before.get(name) != after.get(name):

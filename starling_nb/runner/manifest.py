@@ -29,11 +29,7 @@ def load(out: Path) -> dict[str, Any]:
     if not path.exists():
         return empty
     found = files.read_json(path)
-    if (
-        not isinstance(found, dict)
-        or found.get("schema") != SCHEMA
-        or not isinstance(found.get("stages"), dict)
-    ):
+    if not isinstance(found, dict) or found.get("schema") != SCHEMA or not isinstance(found.get("stages"), dict):
         raise files.StarlingError(
             f"{path} is not a manifest of this version: delete it, or choose another folder with --out"
         )
@@ -109,11 +105,7 @@ def usual_time(stage: str) -> str:
     """About how long a stage takes, from the committed reference run."""
     path = REFERENCE / "manifest.json"
     seconds = files.read_json(path)["stages"].get(stage, {}).get("seconds") if path.exists() else None
-    return (
-        "its usual time is not known"
-        if seconds is None
-        else f"about {max(1, round(seconds / 60))} min on a laptop"
-    )
+    return "its usual time is not known" if seconds is None else f"about {max(1, round(seconds / 60))} min on a laptop"
 
 
 def shown(path: Path) -> str:

@@ -98,11 +98,7 @@ def _parameter(node: ast.stmt) -> tuple[str, type, Any]:
 
 def _comments(source: str) -> dict[int, str]:
     tokens = tokenize.generate_tokens(io.StringIO(source).readline)
-    return {
-        token.start[0]: token.string.lstrip("# ").strip()
-        for token in tokens
-        if token.type == tokenize.COMMENT
-    }
+    return {token.start[0]: token.string.lstrip("# ").strip() for token in tokens if token.type == tokenize.COMMENT}
 
 
 def read(path: Path) -> Notebook:
@@ -187,15 +183,9 @@ def settings(books: list[Notebook], given: Iterable[str]) -> dict[str, dict[str,
         holders = [pick(books, label)] if dot else books
         holders = [book for book in holders if name in book.parameters]
         if not holders:
-            among = (
-                pick(books, label).parameters
-                if dot
-                else sorted({key for book in books for key in book.parameters})
-            )
+            among = pick(books, label).parameters if dot else sorted({key for book in books for key in book.parameters})
             whose = f" of {label}" if dot else ""
-            raise ParameterError(
-                f"--set {text}: {name!r} is no parameter{whose}; there are {', '.join(among)}"
-            )
+            raise ParameterError(f"--set {text}: {name!r} is no parameter{whose}; there are {', '.join(among)}")
         if len(holders) > 1 and name not in COMMON:
             labels = ", ".join(f"{book.number}.{name}" for book in holders)
             raise ParameterError(f"--set {text}: several notebooks have {name!r}; choose among {labels}")

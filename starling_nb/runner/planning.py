@@ -51,9 +51,7 @@ def plan(
         settings.remove(text)
         profile, out = (value, out) if name.strip() == "profile" else (profile, Path(value))
     if profile not in profiles.names():
-        raise profiles.ParameterError(
-            f"profile {profile!r} is unknown: choose one of {', '.join(profiles.names())}"
-        )
+        raise profiles.ParameterError(f"profile {profile!r} is unknown: choose one of {', '.join(profiles.names())}")
     out, notebooks = _folder(out or files.ROOT / "outputs" / profile, notebooks or NOTEBOOKS)
     books = notebook.find(notebooks)
     chosen = notebook.settings(books, settings)
@@ -87,9 +85,7 @@ def _with_needs(books: list[Notebook], wanted: set[str]) -> list[Notebook]:
 def _resolve(book: Notebook, profile: str, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
     """The notebook's parameters: its own values, then the profile's, then ``--set``."""
     usual = profiles.values(profile, book.name)
-    values = {
-        name: usual.get(name, parameter.default) for name, parameter in book.parameters.items()
-    } | chosen
+    values = {name: usual.get(name, parameter.default) for name, parameter in book.parameters.items()} | chosen
     values = {
         name: profiles.check(f"{book.number}.{name}", book.parameters[name].kind, value)
         for name, value in values.items()

@@ -1,0 +1,139 @@
+"""Rewards land on the last token of each answer, inside the mask, whatever the padding."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import toy
+import torch
+
+from starling_nb.models import LM
+from starling_nb.policy import experience
+from starling_nb.policy.experience import Scale, TuningError
+from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.rollouts import Rollout, collect
+from starling_nb.policy.tuning import Recipe
+
+RECIPE = Recipe(minibatch=4, kl=0.0, gae_lambda=0.0, whiten=False, missing_eos=-1.0, trainable="last:1")
+UNIT = Scale(0.0, 1.0)
+
+
+@pytest.fixture(scope="module")
+def lm() -> LM:
+    return toy.lm(seed=3)
+
+
+def roll(lm: LM, n: int = 10) -> list[Rollout]:
+    """Ragged answers, some cut by the cap, scored by their place."""
+    prompts = [prompt for prompt in toy.prompts(toy.QUESTIONS) for _ in range(2)][:n]
+    found = collect(lm, prompts, [str(i) for i in range(n)], seed=0, max_new_tokens=30, capture=2)
+    for place, rollout in enumerate(found):
+        rollout.score = 0.1 * place - 0.3
+    assert {rollout.sample.finished for rollout in found} == {True, False}
+    return found
+
+
+def test_the_reward_sits_on_the_last_token_which_is_inside_the_mask(lm: LM) -> None:
+    rollouts = roll(lm)
+    parts = experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT)
+    rows = experience.similar_lengths(rollouts, RECIPE)
+    assert sorted(i for part in rows for i in part) == list(range(10))
+    for part, indices in zip(parts, rows, strict=True):
+        assert part.batch.mask.sum(1).tolist() == [len(rollouts[i].sample.ids) for i in indices]
+        for row, index in enumerate(indices):
+            sample = rollouts[index].sample
+            due = rollouts[index].score + (0.0 if sample.finished else -1.0)
+            last = len(sample.ids) - 1
+            # λ = 0 and a critic that says 0: the advantage of a token is its own reward.
+            assert part.advantages[row, last].item() == pytest.approx(due)
+            assert part.advantages[row].count_nonzero() == (due != 0)
+            assert part.scores[row].item() == pytest.approx(due)
+            targets = part.batch.unflatten(part.batch.targets)[row]
+            assert targets[: last + 1].tolist() == sample.ids
+            assert (targets[last] == lm.chat.eos_id) == sample.finished
+
+
+def test_the_kl_penalty_is_paid_token_by_token(lm: LM) -> None:
+    rollouts, hydra = roll(lm), Hydra(lm, "last:1")
+    with torch.no_grad():
+        for parameter in hydra.top.parameters():
+            parameter.mul_(1.1)
+    for part in experience.minibatches(hydra, rollouts, replace(RECIPE, kl=0.5), UNIT):
+        gap = part.batch.unflatten(part.old.logprobs - part.old.reference)
+        due = -0.5 * gap
+        ends = part.batch.mask.sum(1) - 1
+        due[torch.arange(len(due)), ends] += part.scores
+        torch.testing.assert_close(part.advantages, due)
+        assert gap.abs().max() > 1e-3
+
+
+def test_whitened_advantages_have_no_mean_and_unit_spread_over_the_whole_step(lm: LM) -> None:
+    parts = experience.minibatches(Hydra(lm, "last:1"), roll(lm), replace(RECIPE, whiten=True, gae_lambda=0.95), UNIT)
+    every = torch.cat([part.advantages[part.batch.mask] for part in parts])
+    assert every.mean().abs() < 1e-5
+    assert every.std().item() == pytest.approx(1.0, abs=1e-4)
+    assert all(part.advantages[~part.batch.mask].count_nonzero() == 0 for part in parts)
+
+
+def test_scores_are_measured_by_the_first_step_and_clipped(lm: LM) -> None:
+    rollouts = roll(lm)
+    for rollout in rollouts:
+        rollout.sample.finished = True
+    rollouts[0].score = 100.0
+    scale = Scale(0.1, 0.5)
+    shaped = experience.shape_scores(rollouts, RECIPE, scale)
+    assert shaped[0] == 4.0
+    assert shaped[3].item() == pytest.approx((rollouts[3].score - 0.1) / 0.5)
+    raw = experience.shape_scores(rollouts, replace(RECIPE, centre=False), scale)
+    assert raw[3].item() == pytest.approx(rollouts[3].score / 0.5)
+    found = experience.scale_of(rollouts)
+    scores = torch.tensor([rollout.score for rollout in rollouts])
+    assert (found.mean, found.std) == pytest.approx((scores.mean().item(), scores.std().item()))
+
+
+def test_the_two_answers_of_a_p3o_prompt_stay_side_by_side(lm: LM) -> None:
+    rollouts = roll(lm)
+    for minibatch in (4, 3, 1):
+        rows = experience.similar_lengths(rollouts, replace(RECIPE, objective="p3o", minibatch=minibatch))
+        assert sorted(i for part in rows for i in part) == list(range(10))
+        for part in rows:
+            assert len(part) % 2 == 0
+            for first, second in zip(part[::2], part[1::2], strict=True):
+                assert second == first + 1
+                assert rollouts[first].prompt is rollouts[second].prompt
+    longest = [max(len(rollouts[i].trunk) for i in part) for part in rows]
+    assert longest == sorted(longest)
+
+
+def test_rewards_that_teach_nothing_are_refused(lm: LM) -> None:
+    rollouts = roll(lm, 9)
+    for rollout in rollouts:
+        rollout.score = 0.7
+    with pytest.raises(TuningError, match="constant"):
+        experience.raw_scores(rollouts)
+    rollouts[4].score = float("nan")
+    with pytest.raises(TuningError, match="not a number"):
+        experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT)
+
+
+def test_the_sampler_and_the_trainer_agree_to_rounding(lm: LM) -> None:
+    rollouts, hydra = roll(lm), Hydra(lm, "last:1")
+    assert experience.sampler_gap(rollouts, experience.minibatches(hydra, rollouts, RECIPE, UNIT), RECIPE) < 1e-5
+    for rollout in rollouts:
+        rollout.sample.logprobs = [value - 0.25 for value in rollout.sample.logprobs]
+    gap = experience.sampler_gap(rollouts, experience.minibatches(hydra, rollouts, RECIPE, UNIT), RECIPE)
+    assert gap == pytest.approx(0.25, abs=1e-5)
+
+
+def test_a_step_is_summed_up_by_hand(lm: LM) -> None:
+    rollouts = roll(lm)
+    found = experience.summary(
+        rollouts, experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT), RECIPE
+    )
+    lengths = [len(rollout.sample.ids) for rollout in rollouts]
+    assert found["length"] == pytest.approx(sum(lengths) / 10)
+    assert found["reward"] == pytest.approx(0.15)
+    assert found["eos_rate"] == sum(rollout.sample.finished for rollout in rollouts) / 10
+    assert found["kl"] == 0.0
+    assert 0 < found["entropy"] <= torch.tensor(float(lm.model.config.vocab_size)).log()

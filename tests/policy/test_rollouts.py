@@ -1,0 +1,90 @@
+"""Rollouts are scored on the shared trunk as they would be from their text."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import toy
+import torch
+
+from starling_nb import models
+from starling_nb.chat import Encoded
+from starling_nb.models import LM
+from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
+from starling_nb.reward import RewardModel
+
+PROMPTS = toy.prompts(toy.QUESTIONS)
+
+
+def reward_on(lm: LM, readout: str = "last_token") -> RewardModel:
+    """A reward model on a copy of the policy's decoder, its top block changed."""
+    decoder = copy.deepcopy(lm.model.model)
+    with torch.no_grad():
+        for parameter in decoder.layers[2].parameters():
+            parameter.mul_(1.1)
+    head = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
+    return RewardModel(decoder, lm.chat, head, readout)
+
+
+def roll(lm: LM, n: int = 1, **settings: object) -> list[Rollout]:
+    """Answers to every prompt, ``n`` each."""
+    many = [prompt for prompt in PROMPTS for _ in range(n)]
+    ids = [f"{i}" for i in range(len(many))]
+    return collect(lm, many, ids, **({"seed": 0, "max_new_tokens": 40, "capture": 2} | settings))  # type: ignore[arg-type]
+
+
+def test_collected_answers_are_sampled_under_the_names_given() -> None:
+    lm = toy.lm(seed=3)
+    found = roll(lm, 2)
+    assert [rollout.prompt for rollout in found] == [prompt for prompt in PROMPTS for _ in range(2)]
+    assert found[0].sample.ids != found[1].sample.ids
+    alone = models.sample(lm, [lm.chat.prompt_ids(PROMPTS[0].messages)], ["1"], max_new_tokens=40)[0]
+    assert found[1].sample.ids == alone.ids
+    for rollout in found:
+        sample = rollout.sample
+        assert rollout.text == lm.chat.decode(sample.ids)
+        assert rollout.trunk.shape == (len(sample.prompt) + len(sample.ids) + (not sample.finished), 32)
+
+
+@pytest.mark.parametrize("readout", ["last_token", "mean"])
+def test_scores_on_the_shared_trunk_are_those_of_whole_sequences_with_an_end_of_turn(readout: str) -> None:
+    lm = toy.lm(seed=3)
+    reward, rollouts = reward_on(lm, readout), roll(lm, 3)
+    assert {rollout.sample.finished for rollout in rollouts} == {True, False}
+    scorer = RewardOnTrunk(reward, lm, 2)
+    assert scorer.shared
+    closed = [
+        Encoded([*s.prompt, *s.ids, *([] if s.finished else [lm.chat.eos_id])], len(s.prompt))
+        for s in (rollout.sample for rollout in rollouts)
+    ]
+    due = reward.score_ids(closed)
+    assert scorer(rollouts) == pytest.approx(due, abs=1e-4)
+    assert scorer(rollouts, batch=1) == pytest.approx(due, abs=1e-4)
+    assert len(set(due)) == len(due)
+
+
+def test_scores_from_text_where_the_trunk_is_another() -> None:
+    lm = toy.lm(seed=3)
+    reward = reward_on(lm)
+    with torch.no_grad():
+        reward.transformer.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
+    scorer = RewardOnTrunk(reward, lm, 2)
+    assert not scorer.shared
+    rollouts = roll(lm, capture=None)
+    texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
+    assert scorer(rollouts) == reward.score(texts)
+
+
+def test_a_trunk_is_shared_only_where_every_weight_and_the_template_agree() -> None:
+    lm = toy.lm()
+    assert RewardOnTrunk(reward_on(lm), lm, 2).shared
+    assert not RewardOnTrunk(reward_on(lm), lm, 3).shared  # the changed block would lie in the trunk
+    assert not RewardOnTrunk(reward_on(toy.lm(seed=1)), lm, 2).shared
+    assert not RewardOnTrunk(RewardModel(models.shallow(lm, 2).model.model, lm.chat), lm, 1).shared
+    half = toy.lm(dtype=torch.bfloat16)
+    assert not RewardOnTrunk(reward_on(half), lm, 2).shared
+    other = reward_on(lm)
+    other.chat = copy.copy(lm.chat)
+    other.chat.template = "llama2"
+    assert not RewardOnTrunk(other, lm, 2).shared

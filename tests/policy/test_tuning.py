@@ -1,0 +1,223 @@
+"""Every objective finds a planted reward, a run that was broken off goes on bit for bit, and each guard stops."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import toy
+import torch
+from torch import Tensor
+
+from starling_nb import losses
+from starling_nb.models import LM
+from starling_nb.policy import tuning
+from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.rollouts import Rollout
+from starling_nb.policy.tuning import Recipe, TuningError, tune
+
+PROMPTS = toy.prompts(toy.QUESTIONS)
+QUICK = Recipe(
+    steps=8,
+    rollouts=32,
+    epochs=2,
+    minibatch=16,
+    lr=3e-3,
+    value_lr=1e-2,
+    lam=0.1,
+    kl=0.0,
+    max_new_tokens=10,
+    trainable="last:2",
+    critic_warmup=1,
+)
+ONE = replace(QUICK, steps=1, rollouts=8, minibatch=4, critic_warmup=0)
+
+
+class Stop(Exception):  # noqa: N818
+    """The plug is pulled."""
+
+
+@pytest.mark.parametrize("objective", ["apa", "ppo", "p3o"])
+def test_every_objective_finds_a_planted_reward(objective: Any) -> None:
+    lm = toy.lm()
+    before = toy.weights(lm.model)
+    found = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(QUICK, objective=objective))
+    rewards = [record["reward"] for record in found.history]
+    assert rewards[0] < 0.1  # five letters of 79
+    assert sum(rewards[-2:]) / 2 > 0.2
+    kl = [record["kl"] for record in found.history]
+    assert kl[0] == 0.0
+    assert kl[-1] > 0.5
+    assert max(record["sampler_gap"] for record in found.history) < 1e-5
+    assert found.resumed == 0
+    changed = toy.changed(before, lm.model)
+    assert changed
+    assert all(name.startswith(("model.layers.1.", "model.layers.2.", "model.norm.")) for name in changed)
+    assert toy.changed(toy.weights(found.hydra.top.layers[0]), lm.model.model.layers[1]) == set()
+
+
+@pytest.mark.parametrize("objective", ["apa", "p3o"])
+def test_stopping_and_going_on_is_not_stopping_at_all(objective: Any, tmp_path: Path) -> None:
+    recipe = replace(QUICK, objective=objective, steps=6, rollouts=16, minibatch=8)
+    lm = toy.lm()
+    whole = tune(lm, toy.Likes(lm), PROMPTS, recipe)
+
+    def stop(step: int, steps: int, record: dict[str, float]) -> None:
+        assert (record, steps) == (whole.history[step - 1], 6)
+        if step == 3:
+            raise Stop
+
+    path = tmp_path / "policy.pt"
+    second = toy.lm()
+    with pytest.raises(Stop):
+        tune(second, toy.Likes(second), PROMPTS, recipe, checkpoint=path, report=stop)
+    third = toy.lm()
+    again = tune(third, toy.Likes(third), PROMPTS, recipe, checkpoint=path)
+    assert again.resumed == 2
+    assert again.history == whole.history
+    assert toy.changed(toy.weights(whole.hydra), again.hydra) == set()
+    assert toy.changed(toy.weights(lm.model), third.model) == set()
+    fourth = toy.lm()
+    finished = tune(fourth, toy.Likes(fourth), PROMPTS, recipe, checkpoint=path)
+    assert finished.resumed == 6
+    assert toy.changed(toy.weights(lm.model), fourth.model) == set()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_pass_sees_the_weights_of_the_step_before(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mixed precision may keep casts of the weights; a second pass must not run on those of the first."""
+    moved: list[float] = []
+
+    def watched(logprobs: Tensor, old: Tensor, *rest: Any, **settings: Any) -> Tensor:
+        moved.append(float((logprobs - old).detach().abs().max()))
+        return ppo(logprobs, old, *rest, **settings)
+
+    ppo = losses.ppo
+    monkeypatch.setattr(losses, "ppo", watched)
+    lm = toy.lm(dtype=dtype)
+    tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(ONE, objective="ppo", epochs=3, minibatch=8))
+    assert moved[0] < 1e-2
+    assert 0.02 < moved[1] < moved[2]
+
+
+def test_bfloat16_learns_as_well() -> None:
+    lm = toy.lm(dtype=torch.bfloat16)
+    found = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(QUICK, objective="ppo"))
+    assert found.history[0]["kl"] == 0.0
+    assert found.history[-1]["reward"] > 0.2
+    assert 0 < max(record["sampler_gap"] for record in found.history) < 0.2
+
+
+def test_prompts_come_round_by_seed_and_twice_for_p3o() -> None:
+    def ids(step: int, **changes: Any) -> list[str]:
+        chosen, names = tuning._step_prompts(PROMPTS, replace(QUICK, rollouts=4, **changes), step)
+        assert len(set(names)) == len(names) == 4
+        return [prompt.id for prompt in chosen]
+
+    epoch = ids(0) + ids(1) + ids(2)
+    assert sorted(epoch[:6]) == sorted(epoch[6:]) == sorted(prompt.id for prompt in PROMPTS)
+    assert ids(1) == ids(1)
+    assert [ids(step) for step in range(3)] != [ids(step, seed=1) for step in range(3)]
+    doubled = ids(0, objective="p3o")
+    assert doubled[::2] == doubled[1::2]
+    assert len(set(doubled)) == 2
+
+
+def test_the_critic_warms_up_alone() -> None:
+    lm = toy.lm()
+    before = toy.weights(lm.model)
+    found = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(QUICK, steps=2, critic_warmup=2))
+    assert toy.changed(before, lm.model) == set()
+    assert found.hydra.value_head[2].weight.abs().sum() > 0
+    gated = replace(QUICK, steps=2, critic_warmup=0, critic_gate=True, score_clip=100.0, missing_eos=-50.0)
+    tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, gated)  # a critic this far off holds the policy back
+    assert toy.changed(before, lm.model) == set()
+
+
+class Constant(toy.Likes):
+    """Likes everything alike."""
+
+    def score(self, conversations: Sequence[Any], batch: int = 32) -> list[float]:
+        return [0.3] * len(conversations)
+
+
+class Broken(toy.Likes):
+    """One score in a step is not a number."""
+
+    def score(self, conversations: Sequence[Any], batch: int = 32) -> list[float]:
+        return [float("nan"), *super().score(conversations)[1:]]
+
+
+def test_a_constant_or_broken_reward_stops_the_run() -> None:
+    lm = toy.lm()
+    with pytest.raises(TuningError, match="the reward is constant over a whole step"):
+        tune(lm, Constant(lm), PROMPTS, ONE)
+    with pytest.raises(TuningError, match="score that is not a number"):
+        tune(lm, Broken(lm), PROMPTS, ONE)
+
+
+def test_a_policy_that_is_not_its_reference_at_the_start_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Shifted(Hydra):
+        def __init__(self, lm: LM, trainable: str) -> None:
+            super().__init__(lm, trainable)
+            with torch.no_grad():
+                self.reference.norm.weight.mul_(1.05)
+
+    monkeypatch.setattr(tuning, "Hydra", Shifted)
+    lm = toy.lm()
+    with pytest.raises(TuningError, match="differ before any step"):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+
+
+def test_a_sampler_that_is_not_the_trained_model_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    collect = tuning.collect
+
+    def cooler(*arguments: Any, **settings: Any) -> list[Rollout]:
+        return collect(*arguments, **settings, temperature=0.7)
+
+    monkeypatch.setattr(tuning, "collect", cooler)
+    lm = toy.lm()
+    with pytest.raises(TuningError, match="sampler and trainer disagree"):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+
+
+def test_a_ratio_that_is_not_one_on_fresh_rollouts_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Drifting(Hydra):
+        def forward(self, batch: Any) -> tuple[Tensor, Tensor]:
+            logprobs, values = super().forward(batch)
+            return logprobs + 0.06, values
+
+    monkeypatch.setattr(tuning, "Hydra", Drifting)
+    lm = toy.lm()
+    with pytest.raises(TuningError, match=r"log-ratio of 0\.060"):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "apa", lambda logprobs, *_, **__: logprobs.sum() * torch.nan)
+    lm = toy.lm()
+    before = toy.weights(lm.model)
+    with pytest.raises(TuningError, match="not a number at step 0: lower lr"):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+    assert toy.changed(before, lm.model) == set()
+
+
+def test_the_anchor_is_the_start_model_or_the_policy_that_sampled(monkeypatch: pytest.MonkeyPatch) -> None:
+    anchors: dict[str, list[Tensor]] = {"initial": [], "rollout": []}
+    apa = losses.apa
+    for anchor, seen in anchors.items():
+
+        def watched(logprobs: Tensor, target: Tensor, *rest: Any, seen: list[Tensor] = seen, **more: Any) -> Tensor:
+            seen.append((logprobs.detach() - target).abs().max())
+            return apa(logprobs, target, *rest, **more)
+
+        monkeypatch.setattr(losses, "apa", watched)
+        lm = toy.lm()
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(ONE, steps=2, epochs=1, minibatch=8, anchor=anchor))
+    assert anchors["initial"][0] < 1e-5
+    assert anchors["rollout"][0] < 1e-5
+    assert anchors["initial"][1] > 1e-2  # step 1 is measured against the start model
+    assert anchors["rollout"][1] < 1e-5  # or against itself, while it has not moved

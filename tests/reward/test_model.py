@@ -1,0 +1,171 @@
+"""Scores are read at the last token whatever stands beside it, and a folder is loaded whole or refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import toy
+import torch
+from safetensors.torch import load_file, save_file
+
+from starling_nb.chat import ChatFormat, Encoded, Message
+from starling_nb.reward import RewardError, RewardModel
+
+QUESTIONS = ["why?", "tell me of the sea", "who"]
+ANSWERS = ["because", "no.", "it is blue, and deep, and it is salty", "e"]
+CONVERSATIONS: list[list[Message]] = [
+    [*toy.user(question), {"role": "assistant", "content": answer}] for question in QUESTIONS for answer in ANSWERS
+]
+
+
+def model(family: str = "llama", dtype: torch.dtype = torch.float32, readout: str = "last_token") -> RewardModel:
+    """A reward model on a toy decoder with a random head."""
+    lm = toy.lm(family, dtype=dtype)
+    head = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
+    return RewardModel(lm.model.model, lm.chat, head, readout).eval()
+
+
+def encoded(reward: RewardModel) -> list[Encoded]:
+    """The conversations as token ids."""
+    return [reward.chat.encode(c[:-1], c[-1]["content"]) for c in CONVERSATIONS]
+
+
+@pytest.mark.parametrize("readout", ["last_token", "mean"])
+@pytest.mark.parametrize("family", toy.FAMILIES)
+@torch.no_grad()
+def test_a_score_is_the_head_on_the_normed_states_it_reads(family: str, readout: str) -> None:
+    reward = model(family, readout=readout)
+    for item, score in zip(encoded(reward), reward.score(CONVERSATIONS), strict=True):
+        states = reward.transformer(input_ids=torch.tensor([item.ids])).last_hidden_state[0]
+        read = states[-1] if readout == "last_token" else states[item.prompt_length :].mean(0)
+        assert score == pytest.approx(float(read @ reward.v_head.weight[0]), abs=2e-5)
+
+
+@pytest.mark.parametrize("readout", ["last_token", "mean"])
+def test_a_score_does_not_depend_on_batch_neighbours_or_padding(readout: str) -> None:
+    reward = model(readout=readout)
+    together = reward.score(CONVERSATIONS)
+    assert len(set(together)) == len(together)
+    assert reward.score(CONVERSATIONS, batch=1) == pytest.approx(together, abs=1e-5)
+    assert reward.score(CONVERSATIONS[::-1], batch=5) == pytest.approx(together[::-1], abs=1e-5)
+    assert reward.score(CONVERSATIONS[2:3]) == pytest.approx(together[2:3], abs=1e-5)
+    assert reward.score([]) == []
+
+
+def test_padding_is_never_searched_for() -> None:
+    """Sequences full of the padding id, 0, are read at their own last token."""
+    reward = model()
+    item = Encoded([5, 0, 0, 9, 0], 2)
+    alone = reward.score_ids([item])[0]
+    assert reward.score_ids([item, Encoded([7] * 12, 2)])[0] == pytest.approx(alone, abs=1e-5)
+    assert abs(reward.score_ids([Encoded(item.ids[:4], 2)])[0] - alone) > 1e-3
+
+
+def test_a_conversation_without_an_answer_is_refused() -> None:
+    for wrong in ([], toy.user("why?")):
+        with pytest.raises(RewardError, match="end with an assistant"):
+            model().score([wrong])
+    with pytest.raises(RewardError, match="last_token, mean"):
+        model(readout="first")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_a_folder_gives_back_the_very_same_model(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+    reward = model(family, dtype, "mean")
+    reward.save_pretrained(tmp_path / "rm", {"base": "toy"})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["rm"]
+    names = set(load_file(tmp_path / "rm" / "model.safetensors"))
+    assert "v_head.weight" in names
+    assert all(name.startswith("transformer.") for name in names - {"v_head.weight"})
+    found = RewardModel.from_pretrained(tmp_path / "rm", dtype=dtype)
+    assert toy.changed(toy.weights(reward), found) == set()
+    assert found.readout == "mean"
+    assert found.score_ids(encoded(reward)) == reward.score_ids(encoded(reward))
+    assert not any(parameter.requires_grad for parameter in found.transformer.parameters())
+
+
+def test_reading_in_bfloat16_does_not_round_the_positions(tmp_path: Path) -> None:
+    reward = model()
+    reward.save_pretrained(tmp_path / "rm")
+    found = RewardModel.from_pretrained(tmp_path / "rm", dtype=torch.bfloat16)
+    assert found.transformer.dtype == torch.bfloat16
+    assert torch.equal(found.transformer.rotary_emb.inv_freq, reward.transformer.rotary_emb.inv_freq)
+
+
+def test_a_folder_is_replaced_whole(tmp_path: Path) -> None:
+    model("qwen2").save_pretrained(tmp_path / "rm")
+    reward = model("llama")
+    reward.save_pretrained(tmp_path / "rm")
+    assert RewardModel.from_pretrained(tmp_path / "rm").score(CONVERSATIONS) == reward.score(CONVERSATIONS)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A saved reward model."""
+    model().save_pretrained(tmp_path / "rm")
+    return tmp_path / "rm"
+
+
+def rewrite(folder: Path, change: dict[str, torch.Tensor | None]) -> None:
+    """Change (or with None, remove) weights of a saved model."""
+    path = folder / "model.safetensors"
+    weights = {**load_file(path), **change}
+    save_file({name: value for name, value in weights.items() if value is not None}, path)
+
+
+def test_both_spellings_of_the_released_checkpoints_are_read(folder: Path) -> None:
+    before = RewardModel.from_pretrained(folder).score(CONVERSATIONS)
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    spelled = {name.replace("transformer.", "model.model.", 1): value for name, value in weights.items()}
+    extra = {"model.lm_head.weight": torch.zeros(3, 32)}
+    extra |= {"model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4)}
+    save_file(spelled | extra, path)
+    assert RewardModel.from_pretrained(folder).score(CONVERSATIONS) == before
+    copies = {name: value.clone() for name, value in weights.items()}
+    save_file(spelled | copies, path)
+    assert RewardModel.from_pretrained(folder).score(CONVERSATIONS) == before
+    save_file(spelled | copies | {"transformer.norm.weight": torch.zeros(32)}, path)
+    with pytest.raises(RewardError, match="two different weights"):
+        RewardModel.from_pretrained(folder)
+
+
+def test_weights_in_several_files_are_read(folder: Path) -> None:
+    before = RewardModel.from_pretrained(folder).score(CONVERSATIONS)
+    weights = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    names = sorted(weights)
+    for number, part in enumerate((names[:5], names[5:]), 1):
+        save_file({name: weights[name] for name in part}, folder / f"model-0000{number}-of-00002.safetensors")
+    assert RewardModel.from_pretrained(folder).score(CONVERSATIONS) == before
+
+
+def test_missing_surplus_and_misshapen_weights_are_errors_never_a_random_head(folder: Path) -> None:
+    good = load_file(folder / "model.safetensors")
+    wrongs: list[tuple[dict[str, torch.Tensor | None], str]] = [
+        ({"v_head.weight": None}, "not a reward model"),
+        ({"transformer.layers.1.mlp.up_proj.weight": None}, r"missing \['layers.1.mlp.up_proj.weight'\]"),
+        ({"transformer.layers.7.mlp.up_proj.weight": torch.ones(2)}, "left over"),
+        ({"v_head.bias": torch.ones(1)}, "left over"),
+        ({"transformer.norm.weight": torch.ones(31)}, r"norm.weight has shape \[31\]"),
+        ({"v_head.weight": torch.ones(2, 32)}, r"v_head has shape \[2, 32\]"),
+    ]
+    for change, message in wrongs:
+        rewrite(folder, change)
+        with pytest.raises(RewardError, match=message):
+            RewardModel.from_pretrained(folder)
+        save_file(good, folder / "model.safetensors")
+    with pytest.raises(RewardError, match="run notebook 03"):
+        RewardModel.from_pretrained(folder / "nowhere")
+
+
+def test_the_template_is_the_folders_or_the_callers(folder: Path) -> None:
+    assert RewardModel.from_pretrained(folder).chat.template == "own"
+    assert RewardModel.from_pretrained(folder, template="llama2").chat.template == "llama2"
+    (folder / "starling.json").write_text(json.dumps({"template": "llama2"}))
+    assert RewardModel.from_pretrained(folder).chat.template == "llama2"
+    (folder / "starling.json").unlink()
+    assert isinstance(RewardModel.from_pretrained(folder).chat, ChatFormat)

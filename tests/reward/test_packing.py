@@ -1,0 +1,80 @@
+"""Packed answers score what they would score alone."""
+
+from __future__ import annotations
+
+import pytest
+import toy
+import torch
+
+from starling_nb.blocks import trunk_states
+from starling_nb.errors import StarlingError
+from starling_nb.models import LM
+from starling_nb.reward import comparisons
+from starling_nb.reward.packing import Packed, pack
+
+ANSWERS = ["no.", "because it is so, and was so", "a", "who knows? not I.\nnobody"]
+
+
+@torch.no_grad()
+def states(lm: LM, packed: Packed) -> torch.Tensor:
+    """Final hidden states of a packed sequence, through every block."""
+    return trunk_states(lm.model.model, packed.ids[None], packed.positions[None], packed.mask(), 3)[0]
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_packed_states_are_those_of_separate_sequences(family: str) -> None:
+    lm = toy.lm(family)
+    messages = toy.user("why is the sea blue?")
+    packed = pack(lm.chat, messages, ANSWERS)
+    found = states(lm, packed)
+    for number, answer in enumerate(ANSWERS, 1):
+        ids = lm.chat.encode(messages, answer).ids
+        with torch.no_grad():
+            alone = trunk_states(lm.model.model, torch.tensor([ids]), torch.arange(len(ids))[None], None, 3)[0]
+        mine = (packed.segments == 0) | (packed.segments == number)
+        assert packed.ids[mine].tolist() == ids
+        torch.testing.assert_close(found[mine], alone, rtol=1e-5, atol=1e-5)
+        assert packed.segments[packed.ends[number - 1]] == number
+        assert packed.ids[packed.ends[number - 1]] == lm.chat.eos_id
+
+
+def test_an_answer_sees_neither_its_neighbours_nor_their_order() -> None:
+    lm = toy.lm()
+    messages = toy.user("why?")
+    one = states(lm, packed := pack(lm.chat, messages, ANSWERS))[packed.ends]
+    other = states(lm, again := pack(lm.chat, messages, [ANSWERS[3], "something else", ANSWERS[0]]))[again.ends]
+    torch.testing.assert_close(other[0], one[3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(other[2], one[0], rtol=1e-5, atol=1e-5)
+    mask = packed.mask()[0, 0]
+    assert mask.dtype == torch.bool
+    assert bool(mask.diagonal().all())
+    assert not mask.triu(1).any()
+    first = packed.segments == 1
+    assert not mask[packed.segments == 2][:, first].any()
+
+
+def test_packing_saves_the_prompt() -> None:
+    lm = toy.lm()
+    every = toy.comparisons((4, 3))
+    packed = separate = 0
+    for item in every:
+        packed += len(pack(lm.chat, item.messages, item.answers).ids)
+        separate += sum(len(lm.chat.encode(item.messages, answer).ids) for answer in item.answers)
+    assert comparisons.packing_saves(lm.chat, every) == pytest.approx(separate / packed)
+    assert separate > packed
+
+
+def test_the_check_of_notebook_03_compares_the_two_ways() -> None:
+    packed, separate = comparisons.packing_check(toy.lm("qwen2"), toy.comparisons((4,))[0])
+    assert packed == pytest.approx(separate, abs=1e-5)
+    assert len(set(packed)) == 4
+
+
+def test_what_cannot_be_packed_is_refused() -> None:
+    form = toy.lm().chat
+    with pytest.raises(StarlingError, match="at least one answer"):
+        pack(form, toy.user("why?"), [])
+    length = len(form.encode(toy.user("why?"), "because").ids)
+    pack(form, toy.user("why?"), ["because", "so"], limit=length)
+    with pytest.raises(StarlingError, match=f"take {length} tokens, more than {length - 1}"):
+        pack(form, toy.user("why?"), ["because", "so"], limit=length - 1)
