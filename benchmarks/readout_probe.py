@@ -16,7 +16,7 @@ import torch
 
 from starling_nb import files, losses, models
 from starling_nb.blocks import run_blocks
-from starling_nb.nectar import dataset, prompts
+from starling_nb.nectar import dataset
 from starling_nb.progress import track
 from starling_nb.reward import comparisons, metrics
 from starling_nb.reward.packing import pack

@@ -64,7 +64,9 @@ def track(iterable: Iterable[T], desc: str, total: int | None = None) -> Iterato
 
 def named(desc: str) -> Callable[[int, int, dict[str, float]], None]:
     """A callback ``(step, total, rates)`` that reports under one name."""
-    return lambda step, total, rates: report(step, total, desc, **rates)
+    return lambda step, total, rates: report(
+        step, total, desc, **{name: value for name, value in rates.items() if name not in ("step", "total", "desc")}
+    )
 
 
 def counter(total: int, desc: str) -> Callable[[object], None]:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import toy
 import torch
 
+import toy
 from starling_nb.blocks import Top, first_trainable, trunk_states
 from starling_nb.errors import StarlingError
 
@@ -58,5 +58,7 @@ def test_training_a_top_leaves_the_decoder_alone_until_it_is_written_back() -> N
     changed = toy.changed(before, decoder)
     assert changed == {name for name in before if name.startswith(("layers.2.", "norm."))}
     with torch.no_grad():
-        hidden = decoder.layers[2](states, position_ids=positions, position_embeddings=decoder.rotary_emb(states, positions))
+        hidden = decoder.layers[2](
+            states, position_ids=positions, position_embeddings=decoder.rotary_emb(states, positions)
+        )
         assert torch.allclose(decoder.norm(hidden), top(states, positions), atol=1e-5)

@@ -6,12 +6,12 @@ import string
 from collections.abc import Callable
 
 import pytest
-import toy
 from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
+import toy
 from starling_nb import chat
 from starling_nb.chat import ChatError, ChatFormat
 
@@ -20,7 +20,9 @@ TWO_TURNS = [
     {"role": "assistant", "content": "Hi"},
     {"role": "user", "content": "How are you today?"},
 ]
-CORPUS = ["Hello Hi, how can I help you? GPT4 Correct User: Assistant: [INST] [/INST] It's good. How are you today?"] * 3
+CORPUS = [
+    "Hello Hi, how can I help you? GPT4 Correct User: Assistant: [INST] [/INST] It's good. How are you today?"
+] * 3
 SPECIAL = ["<unk>", "<s>", "</s>", "<|end_of_turn|>"]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import toy
 import torch
 import torch.nn.functional as F
 from transformers import MistralConfig
 
+import toy
 from starling_nb.decoding import SlabLayer, grouped_attention, slab_cache
 from starling_nb.errors import StarlingError
 

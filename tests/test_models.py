@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import toy
 import torch
 
+import toy
 from starling_nb import files, models
 from starling_nb.blocks import trunk_states
 from starling_nb.models import ModelError

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import pytest
-import toy
 import torch
 from scipy import stats
 from torch import Tensor
 
+import toy
 from starling_nb import models
 from starling_nb.blocks import trunk_states
 from starling_nb.models import LM, ModelError, Sample
@@ -101,6 +101,26 @@ def test_captured_states_are_those_of_a_plain_pass_with_the_end_of_turn(family: 
         assert item.trunk is not None
         assert item.trunk.shape == (len(ids), 32)
         assert torch.allclose(item.trunk, plain, atol=1e-5)
+
+
+def test_positions_are_explicit_and_start_at_nought_whatever_the_padding() -> None:
+    lm = toy.lm(seed=3)
+    seen: list[tuple[Tensor, Tensor]] = []
+
+    def look(_: object, __: object, given: dict[str, Tensor]) -> None:
+        seen.append((given["position_ids"], given["attention_mask"]))
+
+    handle = lm.model.model.register_forward_pre_hook(look, with_kwargs=True)
+    draw_all(lm, max_new_tokens=6)
+    handle.remove()
+    lengths = sorted(len(prompt) for prompt in prompts(lm))
+    assert len(set(lengths)) > 3
+    first, mask = seen[0]
+    assert mask.sum(1).tolist() == lengths
+    for row, length in enumerate(lengths):
+        assert first[row, -length:].tolist() == list(range(length))
+    for positions, mask in seen[1:]:
+        assert (positions[:, 0] == mask.sum(1) - 1).all()
 
 
 def test_draws_follow_the_distribution() -> None:

@@ -18,7 +18,8 @@ from starling_nb.reward.training import Comparison
 
 FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 TEMPLATE = (
-    "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}</s>{% endfor %}{% if add_generation_prompt %}[a]{% endif %}"
+    "{% for m in messages %}[{{ m['role'][0] }}]{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[a]{% endif %}"
 )
 
 

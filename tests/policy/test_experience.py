@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import toy
 import torch
 
+import toy
 from starling_nb.models import LM
 from starling_nb.policy import experience
 from starling_nb.policy.experience import Scale, TuningError
@@ -128,9 +128,7 @@ def test_the_sampler_and_the_trainer_agree_to_rounding(lm: LM) -> None:
 
 def test_a_step_is_summed_up_by_hand(lm: LM) -> None:
     rollouts = roll(lm)
-    found = experience.summary(
-        rollouts, experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT), RECIPE
-    )
+    found = experience.summary(rollouts, experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT), RECIPE)
     lengths = [len(rollout.sample.ids) for rollout in rollouts]
     assert found["length"] == pytest.approx(sum(lengths) / 10)
     assert found["reward"] == pytest.approx(0.15)

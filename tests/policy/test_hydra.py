@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
-import toy
 import torch
 from torch import Tensor
 
+import toy
 from starling_nb.blocks import trunk_states
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, TokenLogprobs, collate

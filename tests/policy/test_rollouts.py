@@ -5,9 +5,9 @@ from __future__ import annotations
 import copy
 
 import pytest
-import toy
 import torch
 
+import toy
 from starling_nb import models
 from starling_nb.chat import Encoded
 from starling_nb.models import LM

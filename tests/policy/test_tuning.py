@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import toy
 import torch
 from torch import Tensor
 
+import toy
 from starling_nb import losses
 from starling_nb.models import LM
 from starling_nb.policy import tuning

@@ -6,8 +6,8 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import toy
 
+import toy
 from starling_nb import chat
 from starling_nb.nectar import prompts
 from starling_nb.reward import comparisons

@@ -6,10 +6,10 @@ import math
 
 import numpy as np
 import pytest
-import toy
 from hypothesis import given
 from hypothesis import strategies as st
 
+import toy
 from starling_nb.reward import metrics
 from starling_nb.reward.training import Comparison
 

@@ -6,10 +6,10 @@ import json
 from pathlib import Path
 
 import pytest
-import toy
 import torch
 from safetensors.torch import load_file, save_file
 
+import toy
 from starling_nb.chat import ChatFormat, Encoded, Message
 from starling_nb.reward import RewardError, RewardModel
 

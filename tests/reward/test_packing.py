@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-import toy
 import torch
 
+import toy
 from starling_nb.blocks import trunk_states
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM

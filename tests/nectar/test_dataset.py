@@ -1,0 +1,202 @@
+"""Seven distinct answers a prompt, ranked, and nothing lost between prompts, rows and files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+
+import toy
+from starling_nb.errors import StarlingError
+from starling_nb.judge.connect import connect
+from starling_nb.nectar import dataset, prompts, responses, schema
+from starling_nb.nectar.dataset import Candidates
+
+PROMPTS = prompts.load(limit=12)
+
+
+def pool(**changes: dict[str, str]) -> dict[str, dict[str, str]]:
+    """An answer of every responder to every prompt; the writers write their own."""
+    found: dict[str, dict[str, str]] = {}
+    for responder in responses.RESPONDERS:
+        if responder.writes:
+            found[responder.name] = responses.respond(None, PROMPTS, responder)  # type: ignore[arg-type]
+        else:
+            found[responder.name] = {p.id: f"{responder.name} says {p.id}" for p in PROMPTS}
+    return found | changes
+
+
+def rankings(candidates: list[Candidates], **changes: Any) -> pd.DataFrame:
+    """Every answer ranked by its length; shown backwards."""
+    rows = []
+    for item in candidates:
+        shown = list(range(len(item.answers)))[::-1]
+        texts = [item.answers[i] for i in shown]
+        order = sorted(range(len(texts)), key=[(-len(text), text) for text in texts].__getitem__)
+        row = {"prompt_id": item.prompt.id, "models": [item.models[i] for i in shown], "shown": shown}
+        rows.append(row | {"ranking": order, "good_natured": True, "reply": "…", "error": None} | changes)
+    return pd.DataFrame(rows)
+
+
+def test_every_prompt_gets_exactly_k_distinct_answers_of_the_responders_picked_for_it() -> None:
+    for k in (4, 7):
+        found = dataset.assemble(PROMPTS, pool(), k=k)
+        assert [item.prompt for item in found] == PROMPTS
+        for item in found:
+            assert item.models == [responder.name for responder in responses.pick(item.prompt.id, k)]
+            assert len(set(item.answers)) == len(set(item.models)) == k
+            assert item.answers == [pool()[name][item.prompt.id] for name in item.models]
+
+
+def test_duplicates_and_gaps_are_filled_from_the_spare_responders() -> None:
+    same = pool()["smollm2-default"]
+    empty = {prompt.id: " " for prompt in PROMPTS}
+    found = dataset.assemble(PROMPTS, pool(**{"smollm2-cool": same, "writer-flawed": empty, "smollm2-brief": {}}))
+    for item in found:
+        assert len(set(item.answers)) == 7
+        assert not {"smollm2-cool", "writer-flawed", "smollm2-brief"} & set(item.models)
+    few = {name: answers for name, answers in pool().items() if name.startswith("writer")}
+    with pytest.raises(StarlingError, match=r"has \d distinct answers, 7 are needed"):
+        dataset.assemble(PROMPTS, few)
+
+
+def test_gathering_asks_the_picked_and_then_the_spare(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[str, list[str]]] = []
+
+    def respond(lm: Any, wanted: list[Any], responder: Any, **_: Any) -> dict[str, str]:
+        asked.append((responder.name, [prompt.id for prompt in wanted]))
+        assert len(_["others"]) == len(PROMPTS)
+        if responder.name == "smollm2-default":
+            return {}
+        return {prompt.id: f"{responder.name} says {prompt.id}" for prompt in wanted}
+
+    monkeypatch.setattr(responses, "respond", respond)
+    calls: list[tuple[int, int, str]] = []
+    found = dataset.gather(toy.lm(), PROMPTS, report=lambda *call: calls.append(call))
+    assert all(len(item.answers) == 7 for item in dataset.assemble(PROMPTS, found))
+    first = dict(asked[: len(responses.RESPONDERS)])
+    for prompt in PROMPTS:
+        picked = {responder.name for responder in responses.pick(prompt.id)}
+        assert {name for name, ids in first.items() if prompt.id in ids} == picked
+    assert [count for count, _, _ in calls] == sorted(count for count, _, _ in calls)
+    assert calls[-1][:2] == (7 * len(PROMPTS), 7 * len(PROMPTS))  # no more than is needed
+
+
+def test_rows_hold_every_answer_in_rank_order_and_come_back_as_candidates() -> None:
+    candidates = dataset.assemble(PROMPTS, pool())
+    rows = dataset.to_rows(candidates, rankings(candidates))
+    assert schema.validate(rows, distinct=True) == len(PROMPTS)
+    for row, item in zip(rows, candidates, strict=True):
+        assert [answer["rank"] for answer in row["answers"]] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+        lengths = [len(answer["answer"]) for answer in row["answers"]]
+        assert lengths == sorted(lengths, reverse=True)
+        pairs = {(answer["model"], answer["answer"]) for answer in row["answers"]}
+        assert pairs == set(zip(item.models, item.answers, strict=True))
+        assert row["source"] == [item.prompt.family]
+        assert row["turns"] == item.prompt.turns
+    back = dataset.candidates_of(rows, PROMPTS)
+    assert [item.prompt for item in back] == PROMPTS
+    for item, before in zip(back, candidates, strict=True):
+        assert item.models == sorted(before.models)
+        assert dict(zip(item.models, item.answers, strict=True)) == dict(
+            zip(before.models, before.answers, strict=True)
+        )
+    again = dataset.to_rows(back, rankings(back))
+    found = dataset.agreement(rows, again)
+    assert (found.identical, found.tau.value, found.n) == (1.0, 1.0, len(PROMPTS))
+    with pytest.raises(StarlingError, match="no such prompt here"):
+        dataset.candidates_of(rows, PROMPTS[1:])
+
+
+def test_replies_without_a_ranking_make_no_row() -> None:
+    candidates = dataset.assemble(PROMPTS, pool())
+    table = rankings(candidates)
+    table.at[3, "ranking"] = None
+    assert len(dataset.valid(table)) == len(PROMPTS) - 1
+    rows = dataset.to_rows(candidates, table)
+    assert len(rows) == len(PROMPTS) - 1
+
+
+def test_agreement_between_opposite_rankings() -> None:
+    candidates = dataset.assemble(PROMPTS, pool())
+    rows = dataset.to_rows(candidates, rankings(candidates))
+    flipped = [row | {"answers": [answer | {"rank": 8 - answer["rank"]} for answer in row["answers"]]} for row in rows]
+    found = dataset.agreement(rows, flipped)
+    assert (found.identical, found.tau.value) == (0.0, -1.0)
+    other = [row | {"answers": [answer | {"answer": "x"} for answer in row["answers"]]} for row in rows]
+    with pytest.raises(StarlingError, match="no answers in common"):
+        dataset.agreement(rows, other)
+
+
+def test_files_come_back_as_they_were_written(tmp_path: Path) -> None:
+    candidates = dataset.assemble(PROMPTS, pool())
+    table = rankings(candidates)
+    rows = dataset.to_rows(candidates, table)
+    dataset.save(rows, table, tmp_path)
+    assert dataset.load(tmp_path / "nectar.parquet") == rows
+    kept = pd.read_parquet(tmp_path / "rankings.parquet")
+    assert kept.prompt_id.tolist() == table.prompt_id.tolist()
+    assert [list(ranking) for ranking in kept.ranking] == table.ranking.tolist()
+    with pytest.raises(StarlingError, match="nowhere"):
+        dataset.load(tmp_path / "nowhere.parquet")
+
+
+def test_statistics_by_hand() -> None:
+    def row(texts: list[str]) -> dict[str, Any]:
+        answers = [{"answer": text, "model": f"m{len(text.split())}", "rank": n + 1.0} for n, text in enumerate(texts)]
+        return {
+            "prompt": f"\n\nHuman: {texts[0]}\n\nAssistant: ",
+            "answers": answers,
+            "turns": 1,
+            "source": ["x"],
+            "good_natured": texts[0] == "a",
+        }
+
+    rows = [row(["a", "a b", "a b c"]), row(["a b c", "a b", "a"])]
+    found = dataset.statistics(rows)
+    assert found["rows"] == 2
+    assert found["answers_per_row"] == 3
+    assert found["words_per_answer"] == 2
+    assert found["good_natured"] == 0.5
+    assert found["longer_wins"] == 0.5
+    assert (found["mean_rank.m1"], found["mean_rank.m2"], found["mean_rank.m3"]) == (2, 2, 2)
+    ranks = dataset.mean_ranks(rows[:1]).set_index("model")
+    assert ranks.loc["m3", "mean_rank"] == 3
+    assert dataset.statistics(rows[:1])["longer_wins"] == 0.0
+
+
+def test_likeness_of_two_builds() -> None:
+    candidates = dataset.assemble(PROMPTS, pool())
+    same = dataset.compare_answers(candidates, candidates)
+    assert same == {"same_responders": 1.0, "identical_answers": 1.0, "words_ratio": 1.0}
+    doubled = [Candidates(c.prompt, c.models, [f"{a} {a}" for a in c.answers]) for c in candidates]
+    found = dataset.compare_answers(doubled, candidates)
+    assert (found["same_responders"], found["identical_answers"]) == (1.0, 0.0)
+    assert found["words_ratio"] == pytest.approx(2.0)
+
+
+def test_a_judge_ranks_every_prompt_and_repeating_asks_again_in_the_same_order(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    candidates = dataset.assemble(PROMPTS, pool())
+    with connect("simulated", tmp_path / "ledger.jsonl") as judge:
+        table = dataset.rank(judge, candidates, seed=1)
+        repeated = dataset.rank(judge, candidates, seed=1, repeat=1)
+    assert table.error.isna().all()
+    for record, item in zip(table.to_dict("records"), candidates, strict=True):
+        assert sorted(record["ranking"]) == sorted(record["shown"]) == list(range(7))
+        assert record["models"] == [item.models[i] for i in record["shown"]]
+        assert record["prompt_id"] == item.prompt.id
+    assert table.shown.tolist() == repeated.shown.tolist()
+    assert table.ranking.tolist() != repeated.ranking.tolist()
+    rows = dataset.to_rows(candidates, table)
+    best = {answer["model"] for row in rows for answer in row["answers"] if answer["rank"] <= 3}
+    assert "writer-reference" in best
+    ranks = dataset.mean_ranks(rows).set_index("model").mean_rank
+    assert ranks["writer-reference"] < ranks["smollm2-default"]
+    shown = dataset.show_request(table, candidates, 2)
+    assert sorted(shown["rank"]) == [1, 2, 3, 4, 5, 6, 7]
+    assert shown.answer.tolist() == [candidates[2].answers[i] for i in table.shown[2]]
+    assert candidates[2].prompt.messages[-1]["content"] in capsys.readouterr().out

@@ -1,0 +1,118 @@
+"""DPO on the data set's own pairs: margins rise, padding and packing change nothing, resume is exact."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+import toy
+from starling_nb.errors import StarlingError
+from starling_nb.models import LM
+from starling_nb.policy import offline
+from starling_nb.policy.offline import Recipe
+from starling_nb.reward.training import Prepared, prepare
+
+QUICK = Recipe(pairs=96, batch=8, lr=1e-2, trainable="last:2")
+
+
+class Stop(Exception):  # noqa: N818
+    """The plug is pulled."""
+
+
+def ready(lm: LM) -> list[Prepared]:
+    return prepare(lm, toy.comparisons(), "last:2")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_loss_falls_and_the_margins_rise(dtype: torch.dtype) -> None:
+    lm = toy.lm(dtype=dtype)
+    before = toy.weights(lm.model)
+    hydra, history = offline.tune(lm, ready(lm), QUICK)
+    assert len(history) == 12
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert history[0]["margin"] == pytest.approx(0.0, abs=1e-2)
+    assert history[-1]["loss"] < 0.5 * history[0]["loss"]
+    assert history[-1]["margin"] > 5
+    assert history[-1]["accuracy"] == 1.0
+    changed = toy.changed(before, lm.model)
+    assert changed
+    assert all(name.startswith(("model.layers.1.", "model.layers.2.", "model.norm.")) for name in changed)
+    assert hydra.start == 1
+
+
+@torch.no_grad()
+def test_pairs_are_drawn_better_first_with_the_states_of_their_own_sequence() -> None:
+    lm = toy.lm()
+    prepared, comparisons = ready(lm), toy.comparisons()
+    drawn = offline.pairs(prepared, 40, seed=0)
+    assert len(drawn) == 40
+    worth = {
+        (tuple(lm.chat.prompt_ids(c.messages)), answer): rank
+        for c in comparisons
+        for answer, rank in zip(c.answers, c.ranks, strict=True)
+    }
+    prompts = {len(p): p for p, _ in worth}
+    assert len(prompts) == len(comparisons)
+    for pair in drawn:
+        prompt = prompts[pair.prompt]
+        ranks = [worth[prompt, lm.chat.decode(ids)] for ids in pair.answers]
+        assert ranks[0] < ranks[1]
+        assert all(ids[-1] == lm.chat.eos_id for ids in pair.answers)
+        assert [len(states) for states in pair.states] == [pair.prompt + len(ids) for ids in pair.answers]
+    batch = offline._batch(drawn[:3])
+    hydra = offline.Hydra(lm, "last:2")
+    sums = offline._sums(hydra(batch)[0], batch)
+    for row, pair in zip(sums, drawn[:3], strict=True):
+        for found, ids in zip(row, pair.answers, strict=True):
+            prompt = prompts[pair.prompt]
+            logits = lm.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
+            due = torch.log_softmax(logits, -1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
+            assert float(found) == pytest.approx(float(due), abs=1e-3)
+    again = offline.pairs(prepared, 40, seed=0)
+    assert [pair.answers for pair in again] == [pair.answers for pair in drawn]
+    assert [pair.answers for pair in offline.pairs(prepared, 40, seed=1)] != [pair.answers for pair in drawn]
+
+
+def test_comparisons_without_a_preference_are_passed_over_and_none_at_all_is_refused() -> None:
+    lm = toy.lm()
+    one, two, *_ = ready(lm)
+    tied = replace(two, ranks=torch.ones(4))
+    single = prepare(lm, toy.comparisons((1,)), "last:2")[0]
+    drawn = offline.pairs([one, tied, single], 6, seed=0)
+    assert {pair.prompt for pair in drawn} == {int((one.packed.segments == 0).sum())}
+    with pytest.raises(StarlingError, match="two differently ranked"):
+        offline.pairs([tied, single], 6, seed=0)
+
+
+def test_stopping_and_going_on_is_not_stopping_at_all(tmp_path: Path) -> None:
+    whole = toy.lm()
+    _, history = offline.tune(whole, ready(whole), QUICK)
+
+    def stop(step: int, steps: int, record: dict[str, float]) -> None:
+        assert (record, steps) == (history[step - 1], 12)
+        if step == 11:
+            raise Stop
+
+    path, lm = tmp_path / "dpo.pt", toy.lm()
+    before = toy.weights(lm.model)
+    with pytest.raises(Stop):
+        offline.tune(lm, ready(lm), QUICK, checkpoint=path, report=stop)
+    assert toy.changed(before, lm.model) == set()
+    steps: list[int] = []
+    _, again = offline.tune(lm, ready(lm), QUICK, checkpoint=path, report=lambda step, *_: steps.append(step))
+    assert steps == [11, 12]
+    assert again == history
+    assert toy.changed(toy.weights(whole.model), lm.model) == set()
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
+    lm = toy.lm()
+    prepared = ready(lm)
+    for item in prepared:
+        item.states[:] = torch.nan
+    with pytest.raises(StarlingError, match="not a number at step 0"):
+        offline.tune(lm, prepared, QUICK)
