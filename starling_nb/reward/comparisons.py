@@ -133,6 +133,11 @@ NAMES = {
 }
 
 
+def of_pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """The scoreboard's accuracies on the kinds of pairs, without the figures of whole rankings."""
+    return table[table.metric.isin(list(NAMES.values()))]
+
+
 def cell(table: pd.DataFrame, method: str, kind: str) -> Interval:
     """One cell of the scoreboard."""
     row = table[(table.method == method) & (table.metric == NAMES.get(kind, kind))].iloc[0]

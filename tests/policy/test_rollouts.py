@@ -13,6 +13,7 @@ from starling_nb.chat import Encoded
 from starling_nb.models import LM
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
 from starling_nb.reward import RewardModel
+from starling_nb.reward.model import READOUTS
 
 PROMPTS = toy.prompts(toy.QUESTIONS)
 
@@ -47,7 +48,7 @@ def test_collected_answers_are_sampled_under_the_names_given() -> None:
         assert rollout.trunk.shape == (len(sample.prompt) + len(sample.ids) + (not sample.finished), 32)
 
 
-@pytest.mark.parametrize("readout", ["last_token", "mean"])
+@pytest.mark.parametrize("readout", READOUTS)
 def test_scores_on_the_shared_trunk_are_those_of_whole_sequences_with_an_end_of_turn(readout: str) -> None:
     lm = toy.lm(seed=3)
     reward, rollouts = reward_on(lm, readout), roll(lm, 3)

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import toy
 from starling_nb.chat import ChatFormat, Encoded, Message
 from starling_nb.reward import RewardError, RewardModel
+from starling_nb.reward.model import READOUTS
 
 QUESTIONS = ["why?", "tell me of the sea", "who"]
 ANSWERS = ["because", "no.", "it is blue, and deep, and it is salty", "e"]
@@ -32,18 +33,19 @@ def encoded(reward: RewardModel) -> list[Encoded]:
     return [reward.chat.encode(c[:-1], c[-1]["content"]) for c in CONVERSATIONS]
 
 
-@pytest.mark.parametrize("readout", ["last_token", "mean"])
+@pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("family", toy.FAMILIES)
 @torch.no_grad()
 def test_a_score_is_the_head_on_the_normed_states_it_reads(family: str, readout: str) -> None:
     reward = model(family, readout=readout)
     for item, score in zip(encoded(reward), reward.score(CONVERSATIONS), strict=True):
         states = reward.transformer(input_ids=torch.tensor([item.ids])).last_hidden_state[0]
-        read = states[-1] if readout == "last_token" else states[item.prompt_length :].mean(0)
+        last, mean = states[-1], states[item.prompt_length :].mean(0)
+        read = {"last_token": last, "mean": mean, "both": (last + mean) / 2}[readout]
         assert score == pytest.approx(float(read @ reward.v_head.weight[0]), abs=2e-5)
 
 
-@pytest.mark.parametrize("readout", ["last_token", "mean"])
+@pytest.mark.parametrize("readout", READOUTS)
 def test_a_score_does_not_depend_on_batch_neighbours_or_padding(readout: str) -> None:
     reward = model(readout=readout)
     together = reward.score(CONVERSATIONS)

@@ -10,6 +10,7 @@ from starling_nb.blocks import trunk_states
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.reward import comparisons
+from starling_nb.reward.model import READOUTS
 from starling_nb.reward.packing import Packed, pack
 
 ANSWERS = ["no.", "because it is so, and was so", "a", "who knows? not I.\nnobody"]
@@ -51,6 +52,21 @@ def test_an_answer_sees_neither_its_neighbours_nor_their_order() -> None:
     assert not mask.triu(1).any()
     first = packed.segments == 1
     assert not mask[packed.segments == 2][:, first].any()
+
+
+def test_each_answer_is_read_in_its_own_tokens() -> None:
+    packed = pack(toy.lm().chat, toy.user("why?"), ANSWERS)
+    for kind in READOUTS:
+        read = packed.readout(kind)
+        assert read.shape == (len(ANSWERS), len(packed.ids))
+        torch.testing.assert_close(read.sum(1), torch.ones(len(ANSWERS)))
+        for number, row in enumerate(read, 1):
+            assert row[packed.segments != number].count_nonzero() == 0
+    mean, last = packed.readout("mean"), packed.readout("last_token")
+    assert (mean > 0).sum(1).tolist() == [len(answer) + 1 for answer in ANSWERS]
+    assert last.argmax(1).tolist() == packed.ends.tolist()
+    with pytest.raises(StarlingError, match="choose"):
+        packed.readout("first")
 
 
 def test_packing_saves_the_prompt() -> None:

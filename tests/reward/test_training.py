@@ -15,6 +15,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.reward import training
 from starling_nb.reward.metrics import pairs
+from starling_nb.reward.model import READOUTS
 from starling_nb.reward.training import Prepared, Recipe, Scorer
 
 QUICK = Recipe(epochs=6, batch=2, lr=3e-3, head_lr=1e-2, trainable="last:2", warmup=0.0)
@@ -74,7 +75,7 @@ def test_the_language_model_is_left_alone() -> None:
     assert toy.changed(before, lm.model) == set()
 
 
-@pytest.mark.parametrize("readout", ["last_token", "mean"])
+@pytest.mark.parametrize("readout", READOUTS)
 def test_the_assembled_model_scores_as_the_scorer_did(readout: str) -> None:
     lm, comparisons = toy.lm(), toy.comparisons()
     ready = prepared(lm)
