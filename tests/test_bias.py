@@ -29,9 +29,7 @@ ARMS = {
 }
 
 
-def simulate(
-    n: int, effects: np.ndarray, *, seed: int = 0, repeats: int = 1, spread: float = 0.5
-) -> pd.DataFrame:
+def simulate(n: int, effects: np.ndarray, *, seed: int = 0, repeats: int = 1, spread: float = 0.5) -> pd.DataFrame:
     """Plackett-Luce verdicts with known position effects; answers vary in quality by ``spread``."""
     generator, k, rows = np.random.default_rng(seed), len(effects), []
     for prompt in range(n):
@@ -119,8 +117,7 @@ def test_derivatives_are_those_of_the_likelihood() -> None:
     ]
     np.testing.assert_allclose(scores.sum(0) - bias.RIDGE * theta, slope, atol=1e-5)
     bend = [
-        (bias._derivatives(theta - e, design, mask)[0] - bias._derivatives(theta + e, design, mask)[0]).sum(0)
-        / 2e-5
+        (bias._derivatives(theta - e, design, mask)[0] - bias._derivatives(theta + e, design, mask)[0]).sum(0) / 2e-5
         for e in step
     ]
     np.testing.assert_allclose(information, bend, atol=1e-5)

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from starling_nb import cli, files
 from starling_nb.runner import planning
 
@@ -28,9 +28,7 @@ def call(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.fixture
 def books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(planning, "NOTEBOOKS", tmp_path / "books")
-    tiny.write(
-        tmp_path / "books", "00_a", 'stage.claim("x", stage.p.x)', parameters="x: float = 1.0  # a number"
-    )
+    tiny.write(tmp_path / "books", "00_a", 'stage.claim("x", stage.p.x)', parameters="x: float = 1.0  # a number")
     return tmp_path
 
 

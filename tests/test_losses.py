@@ -19,9 +19,7 @@ from torch import Tensor
 
 def _checked(name: str) -> ModuleType:
     """A fresh copy of a package whose array shapes are checked at every call."""
-    saved = {
-        key: sys.modules.pop(key) for key in list(sys.modules) if key == name or key.startswith(name + ".")
-    }
+    saved = {key: sys.modules.pop(key) for key in list(sys.modules) if key == name or key.startswith(name + ".")}
     with install_import_hook(name, "beartype.beartype"):
         module = __import__(name, fromlist=["_"])
     for key in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
@@ -85,8 +83,7 @@ def test_k_wise_gradient_is_the_closed_form(scores: list[float]) -> None:
     losses.k_wise(s, normalizer="none").backward()
     k = len(scores)
     expected = [
-        sum(math.exp(scores[i]) / sum(math.exp(x) for x in scores[j:]) for j in range(i + 1)) - 1
-        for i in range(k)
+        sum(math.exp(scores[i]) / sum(math.exp(x) for x in scores[j:]) for j in range(i + 1)) - 1 for i in range(k)
     ]
     torch.testing.assert_close(s.grad, double([expected]), atol=1e-9, rtol=1e-9)
     assert torch.autograd.gradcheck(lambda x: losses.pairwise(x, margin=0.3), (s,))
@@ -94,9 +91,7 @@ def test_k_wise_gradient_is_the_closed_form(scores: list[float]) -> None:
 
 @quick
 @given(rows, st.randoms(use_true_random=False), st.floats(-50, 50))
-def test_order_of_columns_and_a_constant_change_nothing(
-    scores: list[float], random: object, shift: float
-) -> None:
+def test_order_of_columns_and_a_constant_change_nothing(scores: list[float], random: object, shift: float) -> None:
     order = list(range(len(scores)))
     random.shuffle(order)  # type: ignore[attr-defined]
     plain, ranks = double([scores]), double([order])
@@ -136,9 +131,7 @@ def test_gaps_and_rows_without_a_comparison_do_not_count() -> None:
 
 def test_zero_sum_penalty_and_half_precision() -> None:
     s = double([[2.0, 1.0], [1.0, 0.0]])
-    torch.testing.assert_close(
-        losses.k_wise(s, zero_sum_penalty=0.5) - losses.k_wise(s), double(0.25 * (9 + 1))
-    )
+    torch.testing.assert_close(losses.k_wise(s, zero_sum_penalty=0.5) - losses.k_wise(s), double(0.25 * (9 + 1)))
     half = torch.tensor([A], dtype=torch.bfloat16)
     assert losses.k_wise(half).dtype == torch.float32
     assert losses.k_wise(half).item() == pytest.approx(0.528241, abs=1e-6)
@@ -312,9 +305,7 @@ def test_p3o_clips_the_pair_or_each_answer() -> None:
     old, rewards = double([[0.0, 0.0]]), double([[1.0, 0.0]])
     both_up = double([[0.5, 0.5]]).requires_grad_()
     joint = torch.autograd.grad(losses.p3o(both_up, old, rewards, kl_coef=0.0), both_up)[0]
-    separate = torch.autograd.grad(
-        losses.p3o(both_up, old, rewards, kl_coef=0.0, clipping="separate"), both_up
-    )[0]
+    separate = torch.autograd.grad(losses.p3o(both_up, old, rewards, kl_coef=0.0, clipping="separate"), both_up)[0]
     assert (joint != 0).tolist() == [[True, True]]
     assert (separate != 0).tolist() == [[False, True]]
     far = torch.autograd.grad(losses.p3o(both_up + 5, old + 0, rewards, kl_coef=0.0), both_up)[0]
@@ -411,6 +402,4 @@ def test_divergence_estimates_are_unbiased_and_stable() -> None:
     torch.testing.assert_close((p * losses.kl_k3(p.log(), q.log())).sum(), exact)
     tiny = losses.kl_k3(torch.tensor([1e-4]), torch.tensor([0.0]))
     assert tiny.item() == pytest.approx(5e-9, rel=1e-2)
-    assert (
-        losses.kl_k3(torch.randn(50, generator=torch.Generator().manual_seed(0)), torch.zeros(50)) >= 0
-    ).all()
+    assert (losses.kl_k3(torch.randn(50, generator=torch.Generator().manual_seed(0)), torch.zeros(50)) >= 0).all()

@@ -51,9 +51,7 @@ def test_committed_without_outputs_or_traces_of_a_run(path: Path) -> None:
     assert set(content["metadata"]) <= {"kernelspec", "language_info", "starling_nb"}
     assert content["metadata"]["kernelspec"]["name"] == "python3"
     assert "version" not in content["metadata"].get("language_info", {})
-    assert [cell["id"] for cell in content["cells"]] == [
-        str(number) for number in range(len(content["cells"]))
-    ]
+    assert [cell["id"] for cell in content["cells"]] == [str(number) for number in range(len(content["cells"]))]
     for cell in content["cells"]:
         assert not set(cell["metadata"]) & {"papermill", "execution", "collapsed", "scrolled"}
         if cell["cell_type"] == "code":
@@ -86,13 +84,9 @@ def test_parameters_are_the_laptop_profile_with_its_helps(path: Path) -> None:
 def test_every_parameter_is_used(path: Path) -> None:
     book = notebook.read(path)
     used = {node.attr for node in nodes(path) if isinstance(node, ast.Attribute)}
-    used |= {
-        node.value for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    }
+    used |= {node.value for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)}
     for file in keys.closure(book.code).values():
-        used |= {
-            node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)
-        }
+        used |= {node.attr for node in ast.walk(ast.parse(file.read_text())) if isinstance(node, ast.Attribute)}
     assert set(book.parameters) - used - set(profiles.COMMON) == set()
 
 
@@ -108,9 +102,7 @@ def test_cells_are_small_and_define_nothing(path: Path) -> None:
 
 @books
 def test_no_paths_no_exit_no_installation(path: Path) -> None:
-    texts = [
-        node.value for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)
-    ]
+    texts = [node.value for node in nodes(path) if isinstance(node, ast.Constant) and isinstance(node.value, str)]
     assert [text for text in texts if PATH.fullmatch(text)] == []
     called = {ast.unparse(node.func) for node in nodes(path) if isinstance(node, ast.Call)}
     assert called & {"exit", "quit", "sys.exit", "os._exit", "eval", "exec", "open"} == set()
@@ -118,9 +110,7 @@ def test_no_paths_no_exit_no_installation(path: Path) -> None:
 
 @books
 def test_inputs_are_announced(path: Path) -> None:
-    calls = [
-        node for node in nodes(path) if isinstance(node, ast.Call) and ast.unparse(node.func) == "stage.input"
-    ]
+    calls = [node for node in nodes(path) if isinstance(node, ast.Call) and ast.unparse(node.func) == "stage.input"]
     asked = {ast.literal_eval(node.args[0]) for node in calls}
     assert asked <= set(notebook.read(path).needs)
 

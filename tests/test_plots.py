@@ -25,9 +25,7 @@ STEPS = np.arange(12)
 
 def training() -> pd.DataFrame:
     parts = [
-        pd.DataFrame(
-            {"step": STEPS, "method": method, "seed": seed, "reward": STEPS + seed, "kl": STEPS / 10}
-        )
+        pd.DataFrame({"step": STEPS, "method": method, "seed": seed, "reward": STEPS + seed, "kl": STEPS / 10})
         for method in ("APA", "PPO")
         for seed in (0, 2)
     ]
@@ -66,9 +64,7 @@ def figures() -> dict[str, Figure]:
         "radar": plots.radar({m: {"math": 3, "stem": i, "roleplay": 7} for i, m in enumerate("ab", 2)}),
         "results": plots.results_table(published(), ours()),
         "made_of": plots.composition(table(kind=["source"] * 2, name=["hh", "sharegpt"], count=[7400, 2500])),
-        "models": plots.mean_rank_by_model(
-            table(model=["b", "a"], mean_rank=[4, 2.8], low=[3, 2], high=[5, 3])
-        ),
+        "models": plots.mean_rank_by_model(table(model=["b", "a"], mean_rank=[4, 2.8], low=[3, 2], high=[5, 3])),
     }
 
 

@@ -64,12 +64,7 @@ def test_a_missing_value_is_refused() -> None:
         profiles.make("00_start_here", values)
 
 
-@given(
-    st.integers()
-    | st.floats(allow_nan=False, allow_infinity=False)
-    | st.booleans()
-    | st.lists(st.integers(0, 9))
-)
+@given(st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.booleans() | st.lists(st.integers(0, 9)))
 def test_values_written_as_text_read_back(value: Any) -> None:
     assert profiles.parse("x", type(value), str(value)) == value
 

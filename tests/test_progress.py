@@ -27,9 +27,7 @@ def test_a_batch_run_writes_few_lines_and_always_the_last(headless: Path) -> Non
     assert len(steps) < 20
 
 
-def test_track_yields_everything_and_ends_with_one_line(
-    headless: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_track_yields_everything_and_ends_with_one_line(headless: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert list(progress.track(iter("abc"), "letters")) == ["a", "b", "c"]
     assert capsys.readouterr().out.startswith("letters: 3/3 in ")
     assert json.loads(headless.read_text().splitlines()[-1])["total"] == 3

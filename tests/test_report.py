@@ -65,9 +65,7 @@ def out(tmp_path: Path) -> Path:
     files.write_json(tmp_path / "manifest.json", head | {"stages": {"00_a": entry}})
     files.write_bytes(tmp_path / "figures" / "00_panels.png", PIXEL)
     files.write_text(tmp_path / "figures" / "00_panels.txt", f"Four panels {EVIL}\n")
-    files.write_text(
-        tmp_path / "tables" / "00_t.csv", "a,b\n" + f'1,"{EVIL.replace(chr(34), chr(39))}"\n' * 50
-    )
+    files.write_text(tmp_path / "tables" / "00_t.csv", "a,b\n" + f'1,"{EVIL.replace(chr(34), chr(39))}"\n' * 50)
     cells = [nbformat.v4.new_markdown_cell("# Title"), nbformat.v4.new_code_cell("print(1)")]
     cells[1]["outputs"] = [nbformat.v4.new_output("display_data", {"text/html": EVIL, "text/plain": "plain"})]
     book = nbformat.v4.new_notebook(cells=cells)

@@ -16,8 +16,8 @@ from typing import Any
 
 import psutil
 import pytest
-import tiny
 
+import tiny
 from starling_nb import files, reproduce
 from starling_nb.errors import StarlingError
 from starling_nb.reproduce import Result
@@ -95,9 +95,7 @@ def test_the_kernel_has_its_environment_and_the_notebook_tells_no_machine(chain:
     assert "encryption" not in executed
 
 
-def test_nothing_changed_nothing_runs_and_metrics_keep_their_bytes(
-    again: Callable[..., Any], tmp_path: Path
-) -> None:
+def test_nothing_changed_nothing_runs_and_metrics_keep_their_bytes(again: Callable[..., Any], tmp_path: Path) -> None:
     before = (tmp_path / "c" / "out" / "metrics.json").read_bytes()
     result, said = again()
     assert (result.ran, result.skipped) == ([], ["00_first", "01_second"])
@@ -133,9 +131,7 @@ def test_damaged_or_missing_outputs_are_made_again(again: Callable[..., Any], tm
 
 def test_explain_tells_why_and_runs_nothing(chain: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"notebooks": chain / "books"}
-    lines = reproduce.explain(
-        reproduce.plan("laptop", chain / "out", settings=["seed=1"], only=["00"], **options)
-    )
+    lines = reproduce.explain(reproduce.plan("laptop", chain / "out", settings=["seed=1"], only=["00"], **options))
     assert lines == ["00_first: run (seed: 0 -> 1)"]
     lines = reproduce.explain(reproduce.plan("laptop", tmp_path / "new", **options))
     assert lines == ["00_first: run (it has not been run here)", "01_second: run (00_first runs again)"]
@@ -217,9 +213,7 @@ def test_failures_are_told_on_one_screen(
 
 
 def test_a_failure_blocks_what_stands_on_it(again: Callable[..., Any], tmp_path: Path) -> None:
-    tiny.write(
-        tmp_path / "c" / "books", "00_first", "raise KeyError('k')", parameters="k: int = 10  # a number"
-    )
+    tiny.write(tmp_path / "c" / "books", "00_first", "raise KeyError('k')", parameters="k: int = 10  # a number")
     again()
     out = tmp_path / "c" / "out"
     manifest = json.loads((out / "manifest.json").read_text())

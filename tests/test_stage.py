@@ -12,9 +12,9 @@ import numpy as np
 import pandas as pd
 import papermill
 import pytest
-import tiny
 
 import starling_nb
+import tiny
 from starling_nb import files, profiles, reproduce
 from starling_nb import stage as stages
 from starling_nb.errors import StarlingError
@@ -48,9 +48,7 @@ def test_by_hand_the_cell_is_the_laptop_profile(stage: Stage, tmp_path: Path) ->
     assert stage.dir.is_dir()
 
 
-def test_by_hand_the_profile_overrides_what_was_not_touched(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_by_hand_the_profile_overrides_what_was_not_touched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STARLING_NB_PROFILE", "gpu")
     namespace = cell(out=str(tmp_path), seed=5)
     entered = starling_nb.enter(NAME, namespace)
@@ -75,9 +73,7 @@ def test_an_unknown_stage_is_refused() -> None:
         starling_nb.enter("99_nowhere", {})
 
 
-def test_the_default_folder_is_named_after_the_profile(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_default_folder_is_named_after_the_profile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(files, "ROOT", tmp_path)
     assert starling_nb.enter(NAME, cell(profile="smoke")).out == tmp_path / "outputs" / "smoke"
 
@@ -125,9 +121,7 @@ def test_by_hand_a_missing_stage_is_run(
     assert "01_dataset_construction has not been run in" in capsys.readouterr().out
 
 
-def test_building_runs_the_command_line_with_what_differs(
-    monkeypatch: pytest.MonkeyPatch, stage: Stage
-) -> None:
+def test_building_runs_the_command_line_with_what_differs(monkeypatch: pytest.MonkeyPatch, stage: Stage) -> None:
     script = "import sys; print(sys.argv[1:]); sys.exit('--only' not in sys.argv)"
     commands: list[list[str]] = []
     popen = by_hand.subprocess.Popen
@@ -162,9 +156,7 @@ def test_data_and_real_paths(stage: Stage, monkeypatch: pytest.MonkeyPatch, tmp_
     assert stage.data("prompts.jsonl") == tmp_path / "prompts.jsonl"
     with pytest.raises(StageError, match=r"data/gone\.jsonl is missing"):
         stage.data("gone.jsonl")
-    stage.p = types.SimpleNamespace(
-        real_logs="", real_file=str(tmp_path / "prompts.jsonl"), real_gone="nowhere/x"
-    )
+    stage.p = types.SimpleNamespace(real_logs="", real_file=str(tmp_path / "prompts.jsonl"), real_gone="nowhere/x")
     assert stage.real("real_logs") is None
     assert stage.real("real_file") == tmp_path / "prompts.jsonl"
     with pytest.raises(ParameterError, match="no such file"):
@@ -233,9 +225,7 @@ def test_a_notebook_runs_alone_from_any_folder(tmp_path: Path, monkeypatch: pyte
     assert json.loads((tmp_path / "run" / NAME / "metrics.json").read_text())["00.seed"]["value"] == 9
 
 
-def test_by_hand_and_under_the_runner_the_key_is_the_same(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_by_hand_and_under_the_runner_the_key_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """So that either goes on from the other's checkpoints."""
     monkeypatch.setattr(stages, "NOTEBOOKS", tmp_path / "books")
     tiny.write(tmp_path / "books", NAME, "pass", common=tiny.declared(profiles.values("laptop", NAME)))

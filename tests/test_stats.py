@@ -110,16 +110,11 @@ def test_permutation_tests_against_exact_enumeration() -> None:
 
 def test_permutation_p_values_are_uniform_under_no_difference() -> None:
     generator = np.random.default_rng(6)
-    p = [
-        stats.permutation_test(generator.normal(size=12), generator.normal(size=9), draws=300)
-        for _ in range(200)
-    ]
+    p = [stats.permutation_test(generator.normal(size=12), generator.normal(size=9), draws=300) for _ in range(200)]
     assert scipy_stats.kstest(p, "uniform").pvalue > 0.001
     ids = np.repeat(np.arange(15), 4)
     clustered = [
-        stats.permutation_test(
-            generator.normal(size=15)[ids], np.zeros(60), paired=True, clusters=ids, draws=300
-        )
+        stats.permutation_test(generator.normal(size=15)[ids], np.zeros(60), paired=True, clusters=ids, draws=300)
         for _ in range(200)
     ]
     assert scipy_stats.kstest(clustered, "uniform").pvalue > 0.001
@@ -127,9 +122,7 @@ def test_permutation_p_values_are_uniform_under_no_difference() -> None:
 
 def test_unequal_groups_with_a_difference_are_told_apart() -> None:
     generator = np.random.default_rng(8)
-    assert (
-        stats.permutation_test(generator.normal(1.5, 1, 30), generator.normal(0, 1, 80), draws=999) == 0.001
-    )
+    assert stats.permutation_test(generator.normal(1.5, 1, 30), generator.normal(0, 1, 80), draws=999) == 0.001
 
 
 @settings(max_examples=60, deadline=None)

@@ -58,6 +58,7 @@ def run_arms(
     rows: Path,
     checkpoints: Path,
     named: Named,
+    offsets: Mapping[str, float],
 ) -> Arms:
     """APA at full length, PPO and P3O for ``short_steps``, DPO on as many sequences, each from the start model."""
     hydras: dict[str, Hydra] = {}
@@ -67,7 +68,13 @@ def run_arms(
         own = replace(recipe, objective=method, steps=steps)
         fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
         tuned = tuning.tune(
-            fresh, reward, train, own, checkpoint=checkpoints / f"{method}.pt", report=named(method.upper())
+            fresh,
+            reward,
+            train,
+            own,
+            offsets=offsets,
+            checkpoint=checkpoints / f"{method}.pt",
+            report=named(method.upper()),
         )
         hydras[method], resumed = tuned.hydra, max(resumed, tuned.resumed)
         frames.append(pd.DataFrame(tuned.history).assign(method=method))

@@ -7,7 +7,7 @@ differ only in the loss; everything else is shared, so a comparison between them
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from starling_nb import files, losses
 from starling_nb.models import LM
-from starling_nb.nectar.prompts import Prompt
+from starling_nb.nectar.prompts import Prompt, key
 from starling_nb.policy.experience import Minibatch, Scale, TuningError, minibatches, scale_of, summary
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import RewardOnTrunk, collect
@@ -88,10 +88,14 @@ def tune(
     prompts: Sequence[Prompt],
     recipe: Recipe,
     *,
+    offsets: Mapping[str, float] | None = None,
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> Tuned:
     """Tune ``lm`` online; its top blocks are overwritten with the policy's as it learns.
+
+    ``offsets`` holds, by prompt key, what is taken off every score of a prompt: a K-wise loss leaves a constant per
+    prompt undecided, and that constant would only be noise here (:func:`starling_nb.reward.comparisons.offsets`).
 
     One record a step: reward (raw score), kl (nats a sequence, exact, summed over tokens), length (tokens),
     eos_rate, entropy (nats a token), value_loss, policy_loss, explained (share of the return's variance that the
@@ -111,7 +115,7 @@ def tune(
         chosen, ids = _step_prompts(prompts, recipe, step)
         rollouts = collect(lm, chosen, ids, seed=recipe.seed, max_new_tokens=recipe.max_new_tokens, capture=plain.start)
         for rollout, value in zip(rollouts, score(rollouts), strict=True):
-            rollout.score = value
+            rollout.score = value - (offsets or {}).get(key(rollout.prompt.messages), 0.0)
         loop.scale = loop.scale or scale_of(rollouts)
         # The context ends before the first optimiser step: it remembers weights cast to bfloat16.
         with loop.accelerator.autocast():

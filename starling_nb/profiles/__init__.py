@@ -99,6 +99,8 @@ class RewardTraining(Common):
     """Learning rate of the top blocks, AdamW."""
     head_lr: float
     """Learning rate of the score head."""
+    weight_decay: float
+    """AdamW weight decay."""
     depth: int
     """Blocks of the backbone kept; the middle reads quality best at this size."""
     readout: str
@@ -129,6 +131,10 @@ class PolicyTuning(Common):
     """APA's λ: larger stays nearer to the start model."""
     kl: float
     """Weight of the log-ratio in the reward, nats."""
+    missing_eos: float
+    """Reward of an answer that the cap cut off, in units of the reward's spread."""
+    critic_warmup: int
+    """Steps in which only the critic learns."""
     max_new_tokens: int
     """Cap on an answer, tokens."""
     trainable: str

@@ -90,6 +90,15 @@ def packing_check(lm: LM, comparison: Comparison, readout: str = "last_token") -
     return packed, model.score(conversations)
 
 
+def offsets(comparisons: Sequence[Comparison], scores: Scores) -> dict[str, float]:
+    """Mean score of the data set's answers to each prompt, by prompt key.
+
+    The K-wise likelihood is the same for scores shifted by any constant per prompt; taking this mean off makes scores
+    of different prompts comparable.
+    """
+    return {c.prompt_id: float(np.mean(values)) for c, values in zip(comparisons, scores, strict=True)}
+
+
 def baselines(train: Sequence[Comparison], test: Sequence[Comparison]) -> dict[str, Scores]:
     """Scores of the test comparisons by methods that know nothing of content."""
     surface = metrics.fit_surface(train)

@@ -113,6 +113,7 @@ def _papermill(
                     sys.executable,
                     "-m",
                     "ipykernel_launcher",
+                    "--log-level=50",  # a kernel that is shut down has nothing to complain of
                     "-f",
                     "{connection_file}",
                 ]

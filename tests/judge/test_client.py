@@ -97,9 +97,7 @@ def after(seconds: float) -> Script:
 
 
 def refuse(status: int, code: str = "x", **headers: str) -> Refused:
-    return Refused(
-        status, code, f"no: {status} for {SECRET}", {k.replace("_", "-"): v for k, v in headers.items()}
-    )
+    return Refused(status, code, f"no: {status} for {SECRET}", {k.replace("_", "-"): v for k, v in headers.items()})
 
 
 def test_outcomes_come_in_the_order_of_requests_in_a_script_and_in_a_running_loop() -> None:
@@ -248,9 +246,7 @@ def test_a_bad_request_costs_one_try_and_spares_the_others() -> None:
         assert len(backend.bodies) == 3
 
 
-@pytest.mark.parametrize(
-    ("status", "code"), [(401, "invalid_api_key"), (404, "no_model"), (429, "insufficient_quota")]
-)
+@pytest.mark.parametrize(("status", "code"), [(401, "invalid_api_key"), (404, "no_model"), (429, "insufficient_quota")])
 def test_what_would_fail_for_all_stops_the_run_after_saving(tmp_path: Path, status: int, code: str) -> None:
     path = tmp_path / "l.jsonl"
 
@@ -388,8 +384,7 @@ def test_the_real_key_is_not_sent_to_a_server_on_this_machine(monkeypatch: pytes
 
 def test_importing_the_judge_does_not_import_openai() -> None:
     program = (
-        "import sys, starling_nb.judge, starling_nb.nectar\n"
-        "print({'openai', 'torch', 'pandas'} & set(sys.modules))"
+        "import sys, starling_nb.judge, starling_nb.nectar\nprint({'openai', 'torch', 'pandas'} & set(sys.modules))"
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"

@@ -45,9 +45,7 @@ def test_round_trip_and_reopening(tmp_path: Path, on_disk: bool) -> None:
 
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(replies=st.lists(st.text(max_size=12), min_size=1, max_size=5), data=st.data())
-def test_a_file_cut_at_any_byte_keeps_its_whole_lines(
-    tmp_path: Path, replies: list[str], data: st.DataObject
-) -> None:
+def test_a_file_cut_at_any_byte_keeps_its_whole_lines(tmp_path: Path, replies: list[str], data: st.DataObject) -> None:
     path = tmp_path / "ledger.jsonl"
     path.unlink(missing_ok=True)
     book = ledger.Ledger(path)

@@ -40,7 +40,8 @@ def test_first_place_and_second_place_follow_plackett_luce(part: str) -> None:
     judge = calibration(scale=1.2, position={"v": SLOPE}, **{part: 1.0})
     rankings = np.argsort(-seen(np.tile(utilities, (n, 1)), judge, "v"), axis=1)
     weights = np.exp(
-        1.2 * np.log((utilities - 0.75) / (10.25 - utilities)) / 1.8 + np.interp(np.linspace(0, 1, 4), np.linspace(0, 1, 7), SLOPE)
+        1.2 * np.log((utilities - 0.75) / (10.25 - utilities)) / 1.8
+        + np.interp(np.linspace(0, 1, 4), np.linspace(0, 1, 7), SLOPE)
     )
     first = np.bincount(rankings[:, 0], minlength=4) / n
     assert first == pytest.approx(weights / weights.sum(), abs=0.012)
@@ -87,9 +88,7 @@ def test_effects_are_interpolated_over_the_relative_position() -> None:
 
 def test_grades_undo_the_scale() -> None:
     judge = calibration(scale=1.7)
-    assert as_grades(seen(np.array([1.0, 5.5, 7.25, 10.0]), judge), judge) == pytest.approx(
-        [1.0, 5.5, 7.25, 10.0]
-    )
+    assert as_grades(seen(np.array([1.0, 5.5, 7.25, 10.0]), judge), judge) == pytest.approx([1.0, 5.5, 7.25, 10.0])
     assert as_grades(np.array([-99.0, 99.0]), judge).tolist() == [1.0, 10.0]
 
 

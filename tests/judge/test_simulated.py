@@ -19,9 +19,7 @@ from starling_nb.judge.server import Refused
 from starling_nb.nectar.judging import to_request
 from starling_nb.nectar.ranking import LETTERS, VARIANTS, RankingRequest, build, parse, read_verdict
 
-FAIR = Calibration(
-    scale=2.0, length=0.0, self_preference=0.0, order_noise=0.0, call_noise=0.3, position={}, slip=0.0
-)
+FAIR = Calibration(scale=2.0, length=0.0, self_preference=0.0, order_noise=0.0, call_noise=0.3, position={}, slip=0.0)
 NOISY = Calibration(
     scale=0.4,
     length=0.1,
@@ -244,9 +242,7 @@ def test_slow_replies_take_their_time() -> None:
         assert "timeout" in str(impatient.ask_all([to_request(ask(), "x")])[0].error)
 
 
-@pytest.mark.parametrize(
-    "rates", [{"fire": 0.1}, {"slow": 1.5}, {"refusal": -0.1}, {"refusal": 0.6, "truncated": 0.6}]
-)
+@pytest.mark.parametrize("rates", [{"fire": 0.1}, {"slow": 1.5}, {"refusal": -0.1}, {"refusal": 0.6, "truncated": 0.6}])
 def test_wrong_failure_rates_are_refused(rates: dict[str, float]) -> None:
     with pytest.raises(StarlingError):
         SimulatedJudge(FAIR, Truth(), failures=rates)
@@ -305,9 +301,7 @@ def test_another_stage_can_teach_it_another_prompt() -> None:
         text = messages[-1]["content"]
         if not text.startswith("RATE "):
             return None
-        return SimpleNamespace(
-            variant="", conversation=[{"role": "user", "content": "q"}], answers=[text[5:]]
-        )
+        return SimpleNamespace(variant="", conversation=[{"role": "user", "content": "q"}], answers=[text[5:]])
 
     register(read, lambda shown, opinion: f"Rating: [[{opinion.grades[0]:.1f}]]")
     calm = Calibration(**{**FAIR.__dict__, "call_noise": 0.0})

@@ -65,9 +65,7 @@ def test_a_garbled_prompt_is_not_read_as_the_same(data: st.DataObject, variant: 
     which = data.draw(st.integers(0, 1))
     text = garbled[which]["content"]
     place = data.draw(st.integers(0, len(text) - 1))
-    garbled[which]["content"] = (
-        text[:place] + data.draw(st.sampled_from(["", "#", "x ", "\n"])) + text[place + 1 :]
-    )
+    garbled[which]["content"] = text[:place] + data.draw(st.sampled_from(["", "#", "x ", "\n"])) + text[place + 1 :]
     if garbled != request.messages:
         assert read_request(garbled) != original
 
@@ -163,9 +161,7 @@ def test_every_permutation_comes_back_in_every_form(
 
 @settings(deadline=None, max_examples=400)
 @given(st.data(), st.integers(2, 8), variants)
-def test_a_garbled_reply_never_yields_anything_but_a_permutation(
-    data: st.DataObject, k: int, variant: str
-) -> None:
+def test_a_garbled_reply_never_yields_anything_but_a_permutation(data: st.DataObject, k: int, variant: str) -> None:
     pairs = [(a, b, a) for a, b in itertools.combinations(range(k), 2)]
     text = write_reply(variant, data.draw(st.permutations(range(k))), True, pairs, [9.0] * k)
     for _ in range(data.draw(st.integers(1, 4))):
@@ -265,9 +261,7 @@ def test_lenient_scores_crowd_at_ten_and_keep_the_order() -> None:
 REAL = Path(os.environ.get("STARLING_NB_REAL_DATA") or "absent") / "nectar_experiments" / "rankings.parquet"
 
 
-@pytest.mark.skipif(
-    not REAL.exists(), reason="set STARLING_NB_REAL_DATA to the folder with the authors' logs"
-)
+@pytest.mark.skipif(not REAL.exists(), reason="set STARLING_NB_REAL_DATA to the folder with the authors' logs")
 def test_the_authors_gpt4_replies_are_read_as_they_read_them() -> None:
     import pyarrow.parquet as pq
 

@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import tiny
 
+import tiny
 from starling_nb.profiles import ParameterError
 from starling_nb.runner import keys, notebook
 from starling_nb.runner.notebook import NotebookError

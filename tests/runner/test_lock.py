@@ -86,9 +86,7 @@ def test_an_orphan_kernel_is_ended(tmp_path: Path, sleeper: subprocess.Popen[byt
     assert end_orphan(tmp_path) is None
 
 
-@pytest.mark.parametrize(
-    "change", [{"started": 1.0}, {"command": ["other"]}, {"host": "elsewhere"}, {"pid": None}]
-)
+@pytest.mark.parametrize("change", [{"started": 1.0}, {"command": ["other"]}, {"host": "elsewhere"}, {"pid": None}])
 def test_a_process_that_is_not_that_kernel_is_left_alone(
     tmp_path: Path, sleeper: subprocess.Popen[bytes], change: dict[str, object]
 ) -> None:

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 
 import pytest
-import tiny
 from hypothesis import given
 from hypothesis import strategies as st
 
+import tiny
 from starling_nb.runner import notebook
 from starling_nb.runner.notebook import NotebookError, read_parameters
 
@@ -46,17 +46,13 @@ def test_anything_else_in_the_cell_is_refused(source: str, message: str) -> None
     assert str(caught.value).startswith("03_x.ipynb, parameters cell, line ")
 
 
-@given(
-    st.dictionaries(st.from_regex(r"p_[a-z]{1,8}", fullmatch=True), st.integers() | st.text() | st.booleans())
-)
+@given(st.dictionaries(st.from_regex(r"p_[a-z]{1,8}", fullmatch=True), st.integers() | st.text() | st.booleans()))
 def test_declared_values_read_back(values: dict[str, int | str | bool]) -> None:
     found = read_parameters("\n".join(tiny.declared(values)), "x")
     assert {name: one.default for name, one in found.items()} == values
 
 
-@pytest.mark.parametrize(
-    "content", ["", "{}", "[]", '{"cells": [], "metadata": {}}', '{"cells": 3, "metadata": {}}']
-)
+@pytest.mark.parametrize("content", ["", "{}", "[]", '{"cells": [], "metadata": {}}', '{"cells": 3, "metadata": {}}'])
 def test_what_is_no_notebook_is_one_message(tmp_path: Path, content: str) -> None:
     path = tmp_path / "00_x.ipynb"
     path.write_text(content)
