@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import math
 import sys
 import types
 from pathlib import Path
@@ -235,3 +237,32 @@ def test_by_hand_and_under_the_runner_the_key_is_the_same(tmp_path: Path, monkey
     entered = starling_nb.enter(NAME, cell(out=str(tmp_path / "out"), profile="smoke", seed=3))
     assert entered.key == keys.key_of(NAME, parts)
     assert entered.checkpoints.parent == plan.out / ".checkpoints"
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A value with its interval, as the statistics give it."""
+
+    value: float
+    low: float
+    high: float
+    n: int
+
+
+def test_an_interval_stands_for_its_four_numbers(stage: Stage) -> None:
+    stage.record("half", Estimate(0.5, 0.4, 0.6, 30))
+    stage.record("lone", Estimate(0.5, math.nan, math.nan, 1))
+    assert stage.claim("rises", Estimate(0.5, 0.4, 0.6, 30), rule="low>0") == "holds"
+    assert stage.claim("rises_much", Estimate(0.5, 0.4, 0.6, 30), rule="low>0.45") == "fails"
+    rows = pd.DataFrame([{"method": "apa", "metric": "words a line", "value": 1.0, "low": 0.0, "high": 2.0, "n": 4}])
+    stage.record_rows(rows, "method", "metric")
+    stage.leave()
+    written = files.read_json(stage.dir / "metrics.json")
+    assert written["00.half"] == {"value": 0.5, "low": 0.4, "high": 0.6, "n": 30}
+    assert written["00.lone"] == {"value": 0.5, "low": None, "high": None, "n": 1}
+    assert written["00.apa.words_a_line"]["n"] == 4
+
+
+def test_settings_take_the_parameters_that_they_share(stage: Stage) -> None:
+    found = stage.settings(dataclasses.make_dataclass("Recipe", [("seed", int, 9), ("other", int, 9)], frozen=True))
+    assert (found.seed, found.other) == (stage.p.seed, 9)

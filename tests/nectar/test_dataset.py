@@ -200,3 +200,26 @@ def test_a_judge_ranks_every_prompt_and_repeating_asks_again_in_the_same_order(
     assert sorted(shown["rank"]) == [1, 2, 3, 4, 5, 6, 7]
     assert shown.answer.tolist() == [candidates[2].answers[i] for i in table.shown[2]]
     assert candidates[2].prompt.messages[-1]["content"] in capsys.readouterr().out
+
+
+def test_passes_are_merged_by_mean_rank_and_ties_fall_to_the_first() -> None:
+    assert dataset.merged_order([[0, 1, 2], [2, 0, 1], [1, 0, 2]]) == [1, 0, 2]
+    assert dataset.merged_order([[1, 0, 2], [0, 1, 2]]) == [1, 0, 2]
+    candidates = dataset.assemble(PROMPTS, pool())[:2]
+    once = rankings(candidates)
+    upside_down = once.assign(ranking=[ranking[::-1] for ranking in once.ranking], good_natured=False)
+    two_to_one = pd.concat([once, once, upside_down], ignore_index=True)
+    assert dataset.to_rows(candidates, two_to_one) == dataset.to_rows(candidates, once)
+    one_to_two = pd.concat([once, upside_down, upside_down], ignore_index=True)
+    assert dataset.to_rows(candidates, one_to_two) == dataset.to_rows(candidates, upside_down)
+
+
+def test_every_pass_shows_another_order() -> None:
+    candidates = dataset.assemble(PROMPTS, pool())[:6]
+    with connect("simulated") as judge:
+        found = dataset.rank_passes(judge, candidates, "final", 2, seed=0)
+        with pytest.raises(StarlingError, match="passes = 0"):
+            dataset.rank_passes(judge, candidates, "final", 0, seed=0)
+    assert found.order.tolist() == [0] * 6 + [1] * 6
+    assert found.shown[:6].tolist() != found.shown[6:].tolist()
+    assert len(dataset.to_rows(candidates, found)) == 6

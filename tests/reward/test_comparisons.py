@@ -109,3 +109,11 @@ def test_baselines_score_every_answer(test_part: list[Comparison]) -> None:
 def test_relative_losses_start_at_one() -> None:
     history = pd.DataFrame({"method": ["a", "a", "b", "b"], "loss": [4.0, 1.0, 0.5, 0.25]})
     assert comparisons.relative_loss(history).loss.tolist() == [1.0, 0.25, 1.0, 0.5]
+
+
+def test_offsets_are_the_mean_scores_of_each_prompt(test_part: list[Comparison]) -> None:
+    scores = [[float(i + j) for j in range(len(c.answers))] for i, c in enumerate(test_part)]
+    found = comparisons.offsets(test_part, scores)
+    assert set(found) == {c.prompt_id for c in test_part}
+    for i, comparison in enumerate(test_part):
+        assert found[comparison.prompt_id] == pytest.approx(i + (len(comparison.answers) - 1) / 2)
