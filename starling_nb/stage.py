@@ -15,7 +15,7 @@ import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from starling_nb import claims, files, profiles
 from starling_nb.errors import StarlingError
@@ -31,6 +31,7 @@ _NAME = re.compile(r"[a-z0-9_]+")
 T = TypeVar("T")
 
 
+@runtime_checkable
 class Estimate(Protocol):
     """A value with its interval, such as :class:`starling_nb.stats.Interval`."""
 
@@ -48,7 +49,7 @@ Four = tuple[float, float | None, float | None, int | None]
 
 
 def _four(value: float | Estimate, low: float | None, high: float | None, n: int | None) -> Four:
-    if isinstance(value, (int, float)):
+    if not isinstance(value, Estimate):
         return float(value), low, high, n
     ends = [None if math.isnan(end) else end for end in (value.low, value.high)]
     return float(value.value), ends[0], ends[1], value.n

@@ -12,7 +12,7 @@ import pytest
 from scipy import stats as scipy_stats
 
 from starling_nb import bias, files
-from starling_nb.bias import BiasError
+from starling_nb.bias import BiasError, effects
 from starling_nb.stats import chi_square_uniform
 
 MODELS = np.array(list("abcdefghij"))
@@ -107,17 +107,18 @@ def test_without_models_the_fit_is_plain_plackett_luce() -> None:
 
 def test_derivatives_are_those_of_the_likelihood() -> None:
     table = pd.concat([simulate(15, PLANTED), simulate(10, PLANTED[:4], seed=1)], ignore_index=True)
-    design, mask, _ = bias._design(bias._orders(table), table["models"].tolist())
+    design, mask, _ = effects._design(effects._orders(table), table["models"].tolist())
     theta = np.random.default_rng(0).normal(size=design.shape[2])
-    scores, information = bias._derivatives(theta, design, mask)
+    scores, information = effects._derivatives(theta, design, mask)
     step = 1e-5 * np.eye(len(theta))
     slope = [
-        (bias._log_likelihood(theta + e, design, mask) - bias._log_likelihood(theta - e, design, mask)) / 2e-5
+        (effects._log_likelihood(theta + e, design, mask) - effects._log_likelihood(theta - e, design, mask)) / 2e-5
         for e in step
     ]
-    np.testing.assert_allclose(scores.sum(0) - bias.RIDGE * theta, slope, atol=1e-5)
+    np.testing.assert_allclose(scores.sum(0) - effects.RIDGE * theta, slope, atol=1e-5)
     bend = [
-        (bias._derivatives(theta - e, design, mask)[0] - bias._derivatives(theta + e, design, mask)[0]).sum(0) / 2e-5
+        (effects._derivatives(theta - e, design, mask)[0] - effects._derivatives(theta + e, design, mask)[0]).sum(0)
+        / 2e-5
         for e in step
     ]
     np.testing.assert_allclose(information, bend, atol=1e-5)
