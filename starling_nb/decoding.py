@@ -1,7 +1,7 @@
 """A key-value cache written in place and attention that never repeats its key heads.
 
-Both only change speed: on two CPU cores they make sampling about twice as fast as the library's growing cache
-(``benchmarks/sampling.py`` measures it), with the same logits.
+Both only change speed, not the logits. Once, on two busy CPU cores in bfloat16 with 128 sequences of SmolLM2-135M, they
+decoded 471 tokens/s where the library's growing cache and a multinomial draw gave 234.
 """
 
 from __future__ import annotations

@@ -150,6 +150,11 @@ def test_agrees_with_hand_rankings() -> None:
     assert agreement(rankings()[25:]) >= 0.51
 
 
+@pytest.mark.xfail(strict=True, reason="the target is 0.70; the rubric reaches 0.62 (two annotators agree at 0.88)")
+def test_agrees_with_hand_rankings_as_well_as_it_should() -> None:
+    assert agreement(rankings()) >= 0.70
+
+
 def test_speed() -> None:
     jobs = [(row["rubric"], row["messages"], row[which]) for row in PROMPTS for which in ("reference", "flawed")]
     for job in jobs:

@@ -82,11 +82,15 @@ def show_request(rankings: pd.DataFrame, candidates: Sequence[Candidates], place
 
 
 def compare_answers(fresh: Sequence[Candidates], committed: Sequence[Candidates]) -> dict[str, float]:
-    """How two builds of the same rows' answers differ: shares of equal responders and answers, ratio of words."""
+    """How two builds of the same rows' answers differ: shares of equal responders and answers, ratio of words.
+
+    Raises:
+        StarlingError: the two builds have no prompt in common, so that nothing was compared.
+    """
     by_id = {item.prompt.id: item for item in committed}
     pairs = [(item, by_id[item.prompt.id]) for item in fresh if item.prompt.id in by_id]
     if not pairs:
-        return {"same_responders": 1.0, "identical_answers": 1.0, "words_ratio": 1.0}
+        raise StarlingError("the two builds have no prompt in common: compare at least one (n_live = 1 or more)")
     same = [set(a.models) == set(b.models) for a, b in pairs]
     equal = [answer in b.answers for a, b in pairs for answer in a.answers]
     words = [sum(len(t.split()) for item in side for t in item.answers) for side in zip(*pairs, strict=True)]

@@ -68,7 +68,7 @@ class DatasetConstruction(Common):
     n_prompts: int
     """Prompts ranked, 10 to 303."""
     n_live: int
-    """Of these, prompts whose answers are sampled again now, 0 to n_prompts."""
+    """Of these, prompts whose answers are sampled again now, 1 to n_prompts."""
     passes: int
     """Rankings of each prompt, in as many shown orders, merged by mean rank."""
     variant: str

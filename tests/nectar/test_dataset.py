@@ -175,6 +175,8 @@ def test_likeness_of_two_builds() -> None:
     found = dataset.compare_answers(doubled, candidates)
     assert (found["same_responders"], found["identical_answers"]) == (1.0, 0.0)
     assert found["words_ratio"] == pytest.approx(2.0)
+    with pytest.raises(StarlingError, match="no prompt in common"):
+        dataset.compare_answers([], candidates)
 
 
 def test_a_judge_ranks_every_prompt_and_repeating_asks_again_in_the_same_order(
