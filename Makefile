@@ -8,6 +8,7 @@ VENV ?= .venv
 FREE_KB ?= 5000000
 BIN = $(VENV)/bin
 export OMP_WAIT_POLICY = PASSIVE
+export GOMP_SPINCOUNT = 2000
 
 .PHONY: all reproduce test lab lint format evidence clean
 .NOTPARALLEL:

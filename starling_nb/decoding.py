@@ -1,6 +1,6 @@
 """A key-value cache written in place and attention that never repeats its key heads.
 
-Both only change speed, not the logits. Once, on two busy CPU cores in bfloat16 with 128 sequences of SmolLM2-135M, they
+Both only change speed, not the logits. Beside prompts read in groups of like length, a two-level draw and threads that wait
 decoded 471 tokens/s where the library's growing cache and a multinomial draw gave 234.
 """
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -19,39 +20,49 @@ from starling_nb.errors import StarlingError
 
 
 class SlabLayer(DynamicLayer):
-    """Keys and values of one block in a slab of fixed length, filled from the left."""
+    """Keys and values of one block in a slab of fixed length, filled from the left.
 
-    def __init__(self, length: int) -> None:
+    Keys lie transposed, ``[rows, heads, width, length]``, as the product with the queries reads them.
+    """
+
+    def __init__(self, rows: int, length: int) -> None:
         super().__init__()
         self.length = length
-        self.used = 0
+        self.aim(slice(0, rows), 0)
+        self.rows = rows
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
-        """Allocate the slab when the first keys show its shape."""
-        rows, heads, _, width = key_states.shape
-        self._keys = key_states.new_empty(rows, heads, self.length, width)
-        self._values = value_states.new_empty(rows, heads, self.length, value_states.shape[-1])
+        """Allocate the slab when the first keys show its shape; what is never filled stays zero."""
+        _, heads, _, width = key_states.shape
+        self._keys = key_states.new_zeros(self.rows, heads, width, self.length)
+        self._values = value_states.new_zeros(self.rows, heads, self.length, value_states.shape[-1])
         self.dtype, self.device = key_states.dtype, key_states.device
         self.is_initialized = True
+
+    def aim(self, part: slice, start: int) -> None:
+        """Let the next passes be about the rows ``part`` and write from position ``start`` on."""
+        self.part, self.start, self.used = part, start, start
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append ``[rows, heads, new, width]`` and return views of all that is filled."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         end = self.used + key_states.shape[2]
-        self._keys[:, :, self.used : end] = key_states
-        self._values[:, :, self.used : end] = value_states
+        keys, values = self._keys[self.part], self._values[self.part]
+        keys[..., self.used : end] = key_states.transpose(2, 3)
+        values[:, :, self.used : end] = value_states
         self.used = end
-        self.keys, self.values = self._keys[:, :, :end], self._values[:, :, :end]
+        self.keys, self.values = keys[..., self.start : end].transpose(2, 3), values[:, :, self.start : end]
         return self.keys, self.values
 
     def get_seq_length(self) -> int:
-        """Filled positions."""
-        return self.used
+        """Filled positions of the rows aimed at."""
+        return self.used - self.start
 
     def keep(self, rows: Tensor) -> None:
         """Keep only the given batch rows."""
         self._keys, self._values = self._keys[rows], self._values[rows]
+        self.part = slice(0, len(rows))
 
 
 def grouped_attention(
@@ -59,29 +70,34 @@ def grouped_attention(
 ) -> tuple[Tensor, None]:
     """Attention of one new token: the query heads that share a key head become rows of one small product.
 
-    Shapes: query ``[rows, heads, new, width]``, key and value ``[rows, key heads, past, width]``.
+    Shapes: query ``[rows, heads, new, width]``, key and value ``[rows, key heads, past, width]``. The softmax is taken
+    in float32.
     """
     rows, heads, new, width = query.shape
-    groups = key.shape[1]
-    scale = kwargs.get("scaling")
-    if new == 1:
-        folded = query.view(rows, groups, heads // groups, width)
-        mask = None if attention_mask is None else attention_mask.expand(rows, 1, heads // groups, -1)
-        out = F.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
-        return out.reshape(rows, heads, 1, width).transpose(1, 2).contiguous(), None
-    causal = attention_mask is None
-    out = F.scaled_dot_product_attention(
-        query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=True
-    )
-    return out.transpose(1, 2).contiguous(), None
+    groups, past = key.shape[1], key.shape[2]
+    scale = kwargs.get("scaling") or width**-0.5
+    if new > 1:
+        causal = attention_mask is None
+        out = F.scaled_dot_product_attention(
+            query, key, value, attn_mask=attention_mask, is_causal=causal, scale=scale, enable_gqa=True
+        )
+        return out.transpose(1, 2).contiguous(), None
+    folded = query.reshape(rows * groups, heads // groups, width)
+    scores = torch.bmm(folded, key.transpose(2, 3).reshape(rows * groups, width, past)).float() * scale
+    if attention_mask is not None:
+        hidden = ~attention_mask.expand(rows, groups, 1, past).reshape(rows * groups, 1, past)
+        scores = scores.masked_fill(hidden, -torch.inf)
+    weights = torch.softmax(scores, -1).to(value.dtype)
+    out = torch.bmm(weights, value.reshape(rows * groups, past, width))
+    return out.view(rows, 1, heads, width), None
 
 
 AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", sdpa_mask)
 
 
-def slab_cache(model: Any, length: int) -> tuple[Any, Callable[[], None]]:
-    """A cache of ``length`` positions for ``model`` and a function that puts its attention back.
+def slab_cache(model: Any, rows: int, length: int) -> tuple[Any, Callable[[], None]]:
+    """A cache of ``rows`` by ``length`` positions for ``model`` and a function that puts its attention back.
 
     Raises:
         StarlingError: the model looks back over a window shorter than ``length``, which a slab does not do.
@@ -99,4 +115,4 @@ def slab_cache(model: Any, length: int) -> tuple[Any, Callable[[], None]]:
     def restore() -> None:
         config._attn_implementation = before
 
-    return Cache(layers=[SlabLayer(length) for _ in range(config.num_hidden_layers)]), restore
+    return Cache(layers=[SlabLayer(rows, length) for _ in range(config.num_hidden_layers)]), restore

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from starling_nb.decoding import slab_cache
@@ -46,14 +47,31 @@ def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, 
     Returns:
         Token ids ``[rows]`` and their log-probabilities ``[rows]`` in nats (at temperature 0: under temperature 1).
     """
-    logprobs = torch.log_softmax(logits / (temperature or 1.0), dim=-1)
+    logits = logits / temperature if temperature not in (0, 1) else logits
+    heights = torch.sub(logits, logits.amax(-1, keepdim=True)).exp_()
     if temperature == 0:
         chosen = logits.argmax(-1)
+        total = heights.sum(-1, dtype=torch.float64)
     else:
-        cumulative = logprobs.exp().cumsum(-1, dtype=torch.float64)
-        target = uniforms.to(cumulative)[:, None] * cumulative[:, -1:]
-        chosen = torch.searchsorted(cumulative, target, right=True)[:, 0].clamp(max=logits.shape[-1] - 1)
-    return chosen, logprobs.gather(-1, chosen[:, None])[:, 0]
+        chosen, total = _invert(heights, uniforms)
+    return chosen, (heights.gather(-1, chosen[:, None])[:, 0] / total).log().float()
+
+
+def _invert(heights: Tensor, uniforms: Tensor, width: int = 256) -> tuple[Tensor, Tensor]:
+    """The token at which each row's running sum passes its uniform share of the whole, and the whole, float64.
+
+    Sums of blocks of ``width`` tokens come first, then one block is looked at closely: a tenth of the work of a running
+    sum over the vocabulary.
+    """
+    rows = torch.arange(len(heights), device=heights.device)
+    blocks = F.pad(heights, (0, -heights.shape[-1] % width)).view(len(heights), -1, width)
+    sums = blocks.sum(-1).cumsum(-1, dtype=torch.float64)
+    target = uniforms.to(sums) * sums[:, -1]
+    block = torch.searchsorted(sums, target[:, None], right=True)[:, 0].clamp(max=sums.shape[-1] - 1)
+    before = torch.where(block > 0, sums[rows, block - 1], 0.0)
+    inner = blocks[rows, block].cumsum(-1, dtype=torch.float64)
+    place = torch.searchsorted(inner, (target - before)[:, None], right=True)[:, 0].clamp(max=width - 1)
+    return (block * width + place).clamp(max=heights.shape[-1] - 1), sums[:, -1]
 
 
 @torch.inference_mode()
@@ -79,24 +97,33 @@ def decode(
         progress: called after every step with (tokens sampled, answers finished) in this batch.
     """
     flight = _Flight(samples, eos, uniforms, capture is not None, model.device)
-    cache, restore = slab_cache(model, flight.tokens.shape[1] + uniforms.shape[1] + 1)
+    cache, restore = slab_cache(model, len(samples), flight.width + uniforms.shape[1] + 1)
     caught: list[Tensor] = []
     hook = None if capture is None else _catch_inputs(model.model.layers[capture], caught)
+
+    def run(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
+        """One pass over new tokens ``[rows, new]``; the last one's final hidden state, ``[rows, width]``."""
+        out = model.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        last: Tensor = out.last_hidden_state[:, -1]
+        return last
+
     try:
-        while flight.live:
-            out = model.model(
-                input_ids=flight.tokens,
-                attention_mask=flight.mask,
-                position_ids=flight.positions,
-                past_key_values=cache,
-                use_cache=True,
-            )
-            if caught:
-                flight.keep(caught.pop())
-            flight.choose(out.last_hidden_state, model.lm_head, temperature)
+        hidden = torch.cat([flight.read(part, cache, run, caught) for part in flight.parts()])
+        for layer in cache.layers:
+            layer.aim(slice(0, len(samples)), 0)
+            layer.used = flight.width
+        while True:
+            flight.choose(hidden, model.lm_head, temperature)
             if progress is not None:
                 progress(flight.sampled, sum(sample.finished for sample in samples))
             flight.advance(cache)
+            if not flight.live:
+                break
+            hidden = run(flight.tokens, flight.mask, flight.positions)
+            if caught:
+                flight.keep(caught.pop(), flight.live)
     finally:
         restore()
         if hook is not None:
@@ -114,20 +141,36 @@ class _Flight:
 
     def __init__(self, samples: Sequence[Sample], eos: int, uniforms: Tensor, captured: bool, device: Any) -> None:
         self.samples, self.eos, self.uniforms, self.captured = samples, eos, uniforms, captured
-        width = max(len(s.prompt) for s in samples)
-        gaps = [width - len(s.prompt) for s in samples]
-        ids = [[eos] * gap + s.prompt for gap, s in zip(gaps, samples, strict=True)]
-        self.tokens = torch.tensor(ids, device=device)
-        self.mask = (torch.arange(width) >= torch.tensor(gaps)[:, None]).long().to(device)
-        self.positions = (self.mask.cumsum(1) - 1).clamp(min=0)
+        lengths = torch.tensor([len(s.prompt) for s in samples], device=device)
+        self.width = int(lengths.max())
+        self.mask = (torch.arange(self.width, device=device) >= self.width - lengths[:, None]).long()
+        self.positions = lengths[:, None] - 1
         self.live = list(range(len(samples)))
         self.states: list[list[Tensor]] = [[] for _ in samples]
         self.step = 0
         self.sampled = 0
 
-    def keep(self, states: Tensor) -> None:
+    def parts(self, size: int = 16) -> list[slice]:
+        """The rows in groups: prompts are read a group at a time, padded only to the longest of their group."""
+        return [slice(start, start + size) for start in range(0, len(self.samples), size)]
+
+    def read(self, part: slice, cache: Any, run: Callable[..., Tensor], caught: list[Tensor]) -> Tensor:
+        """Pass the prompts of some rows through the model; their last hidden states ``[rows, width]``."""
+        prompts = [sample.prompt for sample in self.samples[part]]
+        width = max(map(len, prompts))
+        for layer in cache.layers:
+            layer.aim(part, self.width - width)
+        ids = [[self.eos] * (width - len(prompt)) + prompt for prompt in prompts]
+        mask = self.mask[part, self.width - width :]
+        positions = (mask.cumsum(1) - 1).clamp(min=0)
+        hidden = run(torch.tensor(ids, device=mask.device), mask, positions)
+        if caught:
+            self.keep(caught.pop(), range(len(self.samples))[part])
+        return hidden
+
+    def keep(self, states: Tensor, indices: Sequence[int]) -> None:
         """Keep the states ``[rows, new tokens, hidden]`` that entered the captured block, less the padding."""
-        for row, index in enumerate(self.live):
+        for row, index in enumerate(indices):
             item = self.samples[index]
             if self.step <= len(item.ids) + (not item.finished):
                 self.states[index].append(states[row][-len(item.prompt) :])
@@ -142,7 +185,7 @@ class _Flight:
         if not places:
             return
         rows, indices = (list(column) for column in zip(*places, strict=True))
-        chosen, logprobs = draw(head(hidden[rows, -1]).float(), self.uniforms[indices, self.step], temperature)
+        chosen, logprobs = draw(head(hidden[rows]).float(), self.uniforms[indices, self.step], temperature)
         for index, token, logprob in zip(indices, chosen.tolist(), logprobs.tolist(), strict=True):
             item = self.samples[index]
             item.ids.append(token)
@@ -158,7 +201,7 @@ class _Flight:
             return
         step = self.step
         following = [self.samples[i].ids[step : step + 1] or [self.eos] for i in self.live]
-        self.tokens = torch.tensor(following, device=self.tokens.device)
+        self.tokens = torch.tensor(following, device=self.mask.device)
         self.positions = self.positions[:, -1:] + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.live), 1)], dim=1)
         self.step += 1

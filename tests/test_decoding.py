@@ -13,7 +13,7 @@ from starling_nb.errors import StarlingError
 
 
 def test_a_slab_grows_from_the_left_and_drops_rows() -> None:
-    layer = SlabLayer(6)
+    layer = SlabLayer(3, 6)
     parts = [torch.randn(3, 2, n, 4) for n in (3, 1, 1)]
     for part in parts:
         keys, values = layer.update(part, 2 * part)
@@ -27,6 +27,22 @@ def test_a_slab_grows_from_the_left_and_drops_rows() -> None:
     keys, values = layer.update(last, last)
     assert torch.equal(keys, torch.cat([whole[rows], last], dim=2))
     assert torch.equal(values, torch.cat([2 * whole[rows], last], dim=2))
+
+
+def test_rows_of_a_slab_are_filled_part_by_part_up_to_one_edge() -> None:
+    layer = SlabLayer(3, 6)
+    long, short, last = torch.randn(2, 2, 4, 4), torch.randn(1, 2, 3, 4), torch.randn(3, 2, 1, 4)
+    for part, states in ((slice(0, 2), long), (slice(2, 3), short)):
+        layer.aim(part, 4 - states.shape[2])
+        keys, values = layer.update(states, -states)
+        assert layer.get_seq_length() == states.shape[2]
+        assert torch.equal(keys, states)
+        assert torch.equal(values, -states)
+    layer.aim(slice(0, 3), 0)
+    layer.used = 4
+    keys, _ = layer.update(last, last)
+    padded = torch.cat([long, F.pad(short, (0, 0, 1, 0))])
+    assert torch.equal(keys, torch.cat([padded, last], dim=2))
 
 
 @pytest.mark.parametrize(("new", "masked"), [(1, True), (1, False), (5, True), (5, False)])
@@ -50,7 +66,7 @@ def test_a_cache_of_slabs_gives_the_logits_of_the_libraries_own_and_attention_is
     ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-        cache, restore = slab_cache(model, 9)
+        cache, restore = slab_cache(model, 2, 9)
         parts = [model(input_ids=ids[:, s], past_key_values=cache).logits for s in (slice(0, 6), [6], [7], [8])]
     restore()
     assert torch.allclose(torch.cat(parts, dim=1), plain, atol=1e-5)
@@ -61,7 +77,7 @@ def test_a_sliding_window_that_would_be_left_is_refused() -> None:
     model = toy.lm("mistral").model
     assert isinstance(model.config, MistralConfig)
     model.config.sliding_window = 16
-    slab_cache(model, 16)[1]()
+    slab_cache(model, 2, 16)[1]()
     with pytest.raises(StarlingError, match="sliding window of 16"):
-        slab_cache(model, 17)
+        slab_cache(model, 2, 17)
     assert model.config._attn_implementation == "sdpa"

@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from starling_nb import files
+from starling_nb import THREADS_WAIT, files
 from starling_nb.errors import StarlingError
 from starling_nb.runner.notebook import Notebook
 
@@ -34,7 +34,7 @@ def environment(parameters: Mapping[str, Any], stage: str, progress: Path) -> di
     """The kernel's environment: quiet OpenMP threads, batch mode, the hub only for a model of the hub."""
     threads = str(parameters.get("threads", 2))
     own = {
-        "OMP_WAIT_POLICY": "PASSIVE",
+        **THREADS_WAIT,
         "OMP_NUM_THREADS": threads,
         "MKL_NUM_THREADS": threads,
         "PYTHONHASHSEED": "0",
