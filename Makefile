@@ -1,4 +1,4 @@
-# make reproduce [PROFILE=laptop] · make test · make lab · make lint · make evidence
+# make reproduce [PROFILE=laptop] · make test · make lab · make lint · make evidence [NAME=reference]
 # Each sets up .venv by itself, once, and again when pyproject.toml or constraints.txt change; an environment whose
 # making was broken off (.venv/.half is still there) is made anew.
 
@@ -49,10 +49,18 @@ format: $(VENV)/.ok
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# The committed reference run: the laptop profile, every claim binding.
+# The full figures. NAME=reference: the committed laptop run, every claim binding, test prompts read · repeatability:
+# runs repeated, and killed · study: several seeds, hours · readout_probe: where quality is best read.
+NAME ?= reference
+
 evidence: $(VENV)/.ok
 	$(BIN)/starling-nb fetch model
-	$(BIN)/starling-nb reproduce --profile laptop --out outputs/reference --strict
+ifeq ($(NAME),reference)
+	$(BIN)/starling-nb reproduce --profile laptop --out outputs/laptop --strict
+	$(BIN)/python -m benchmarks.keep_reference
+else
+	$(BIN)/python -m benchmarks.$(NAME)
+endif
 
 clean:
 	rm -rf $(VENV) build *.egg-info .pytest_cache .mypy_cache .ruff_cache

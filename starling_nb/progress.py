@@ -69,6 +69,12 @@ def named(desc: str) -> Callable[[int, int, dict[str, float]], None]:
     )
 
 
+def sampling(total: int, desc: str) -> Callable[[int, int], None]:
+    """A callback ``(sampled tokens, finished answers)`` that reports answers and tokens a second under one name."""
+    began = time.monotonic()
+    return lambda tokens, done: report(done, total, desc, tokens_per_s=tokens / max(1e-3, time.monotonic() - began))
+
+
 def counter(total: int, desc: str) -> Callable[[object], None]:
     """A callback that counts how often it is called, up to ``total``."""
     done = itertools.count(1)
@@ -87,7 +93,7 @@ def _draw(step: int, total: int | None, desc: str, finished: bool, rates: dict[s
 
     bar = _bars.get(desc)
     if bar is None or bar.total != total or bar.n > step:
-        bar = _bars[desc] = tqdm(total=total, desc=desc or None)
+        bar = _bars[desc] = tqdm(total=total, desc=desc or None, leave=False)
     bar.set_postfix({name: f"{value:.4g}" for name, value in rates.items()}, refresh=False)
     bar.update(step - bar.n)
     if finished:

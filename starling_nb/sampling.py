@@ -117,7 +117,7 @@ def decode(
         while True:
             flight.choose(hidden, model.lm_head, temperature)
             if progress is not None:
-                progress(flight.sampled, sum(sample.finished for sample in samples))
+                progress(flight.sampled, flight.done)
             flight.advance(cache)
             if not flight.live:
                 break
@@ -149,6 +149,11 @@ class _Flight:
         self.states: list[list[Tensor]] = [[] for _ in samples]
         self.step = 0
         self.sampled = 0
+
+    @property
+    def done(self) -> int:
+        """Answers that are finished, by their end-of-turn token or by the cap."""
+        return sum(sample.finished or len(sample.ids) == self.uniforms.shape[1] for sample in self.samples)
 
     def parts(self, size: int = 16) -> list[slice]:
         """The rows in groups: prompts are read a group at a time, padded only to the longest of their group."""

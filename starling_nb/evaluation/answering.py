@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
+from starling_nb import progress
 from starling_nb.chat import Message
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ def answer(
     temperature: float = 0.7,
     max_new_tokens: int = 256,
     batch: int = 128,
-    progress: Callable[[int, int], None] | None = None,
+    desc: str = "answers",
 ) -> dict[str, str]:
     """Answer every conversation once.
 
@@ -30,7 +31,7 @@ def answer(
         temperature: 0 is greedy; AlpacaEval's configuration of Starling uses 0.7.
         max_new_tokens: cap on answer tokens.
         batch: sequences in flight.
-        progress: called with (sampled tokens, finished items).
+        desc: name of the work in progress reports.
 
     Returns:
         Answer texts by item id, in the order of ``conversations``; a model that says nothing gives "".
@@ -47,6 +48,6 @@ def answer(
         temperature=temperature,
         max_new_tokens=max_new_tokens,
         batch=batch,
-        progress=progress,
+        progress=progress.sampling(len(conversations), desc),
     )
     return {id: lm.chat.decode(sample.ids) for id, sample in zip(conversations, samples, strict=True)}

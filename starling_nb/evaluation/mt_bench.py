@@ -9,7 +9,7 @@ turns and repeated gradings of one question are not independent.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -134,7 +134,7 @@ def answer(
     seed: int = 0,
     max_new_tokens: int = 1024,
     batch: int = 128,
-    progress: Callable[[int, int], None] | None = None,
+    desc: str = "two-turn questions",
 ) -> dict[str, list[str]]:
     """The model's answers, one for each turn, by question id: first all first turns, then all second turns.
 
@@ -151,7 +151,7 @@ def answer(
                 temperature=heat,
                 max_new_tokens=max_new_tokens,
                 batch=batch,
-                progress=progress,
+                desc=f"{desc}, turn {turn}",
             )
             for question in waiting:
                 answers[question.id].append(said[f"{question.id}/{turn}"])

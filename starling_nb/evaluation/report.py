@@ -45,7 +45,9 @@ def two_turn(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -
     questions = _some(mt_bench.load(), n)
     graded = {}
     for name, lm in pair.items():
-        answers = mt_bench.answer(lm, questions, seed=seed, max_new_tokens=max_new_tokens)
+        answers = mt_bench.answer(
+            lm, questions, seed=seed, max_new_tokens=max_new_tokens, desc=f"two-turn questions, {name}"
+        )
         outcomes = judge.ask_all(mt_bench.requests(questions, answers, seed=seed))
         graded[name] = mt_bench.judgments(questions, outcomes)
     found = {name: mt_bench.summarize(table) for name, table in graded.items()}
@@ -62,7 +64,10 @@ def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: in
     judging.register()
     instructions = _some(alpaca_eval.load(), n)
     conversations = {i.id: i.messages for i in instructions}
-    answers = {name: answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens) for name, lm in pair.items()}
+    answers = {
+        name: answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens, desc=f"instructions, {name}")
+        for name, lm in pair.items()
+    }
     asked = alpaca_eval.requests(instructions, answers["start"], answers["tuned"], orders="both", seed=seed)
     verdicts = judge.ask_all(asked)
     table = alpaca_eval.annotate(
@@ -116,7 +121,7 @@ def safety_pair(pair: Pair, n: int, seed: int, max_new_tokens: int) -> pd.DataFr
     conversations = {prompt.id: prompt.messages for prompt in contrast}
     rows = []
     for name, lm in pair.items():
-        said = answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens)
+        said = answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens, desc=f"safety, {name}")
         found = safety.rates(safety.label(contrast, said))
         rows += [{"model": name, "rate": rate, **vars(value)} for rate, value in vars(found).items()]
     return pd.DataFrame(rows)

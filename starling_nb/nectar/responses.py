@@ -39,8 +39,8 @@ RESPONDERS = (
     Responder("smollm2-default", 1e6, 1.0, 64),
     Responder("smollm2-cool", 1.0, 0.7, 64),
     Responder("smollm2-steady", 1.0, 0.3, 64),
-    Responder("smollm2-lively", 1.0, 1.4, 40),
-    Responder("smollm2-brief", 1.0, 0.7, 24, system="Answer in one or two short, complete sentences."),
+    Responder("smollm2-lively", 1.0, 1.4, 24),
+    Responder("smollm2-brief", 1.0, 1.2, 24, system="Answer in one or two short, complete sentences."),
     Responder("smollm2-teacher", 1.0, 0.8, 80, system="You are a patient teacher. Explain simply and give a reason."),
     Responder(
         "smollm2-careful",
@@ -50,9 +50,9 @@ RESPONDERS = (
         system="Help with honest questions. Politely refuse anything harmful or illegal.",
     ),
     Responder("writer-reference", 2.0, writes="reference"),
-    Responder("writer-courteous", 4.0, writes="courteous"),
+    Responder("writer-courteous", 3.0, writes="courteous"),
     Responder("writer-flawed", 3.0, writes="flawed"),
-    Responder("writer-cut", 0.7, writes="cut"),
+    Responder("writer-cut", 0.5, writes="cut"),
     Responder("writer-off-topic", 1.0, writes="off_topic"),
 )
 MODELS_PER_ROW = 5

@@ -17,8 +17,8 @@ from starling_nb.policy.hydra import Hydra
 
 
 def save(hydra: Hydra, path: Path, base: str) -> None:
-    """Write the top blocks (bfloat16) and where they belong."""
-    weights = {name: value.detach().to(torch.bfloat16) for name, value in hydra.top.state_dict().items()}
+    """Write the top blocks, in float32 as they were trained, and where they belong."""
+    weights = {name: value.detach().float().contiguous() for name, value in hydra.top.state_dict().items()}
     with files.replacing(path) as part:
         save_file(weights, part, metadata={"base": base, "start": str(hydra.start)})
 

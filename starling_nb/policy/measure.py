@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import pandas as pd
 import torch
 
-from starling_nb import rubric
+from starling_nb import progress, rubric
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy.experience import collate_rollouts
@@ -28,12 +28,13 @@ def held_out(
     seed: int,
     max_new_tokens: int,
     capture: int | None = None,
-    progress: Callable[[int, int], None] | None = None,
+    desc: str = "held-out answers",
 ) -> list[Rollout]:
     """``samples`` answers a prompt at temperature 1; equal seeds give equal random numbers to every model."""
     repeated = [prompt for prompt in prompts for _ in range(samples)]
     ids = [f"held-out/{prompt.id}/{i % samples}" for i, prompt in enumerate(repeated)]
-    return collect(lm, repeated, ids, seed=seed, max_new_tokens=max_new_tokens, capture=capture, progress=progress)
+    said = progress.sampling(len(ids), desc)
+    return collect(lm, repeated, ids, seed=seed, max_new_tokens=max_new_tokens, capture=capture, progress=said)
 
 
 def grade(rollouts: Sequence[Rollout], edit: Callable[[str], str] | None = None) -> pd.DataFrame:

@@ -104,35 +104,38 @@ def _dpo(
     return offline.tune(fresh, prepared, own, checkpoint=checkpoints / "dpo.pt", report=named("DPO"))[0]
 
 
-def after(lm: LM, hydra: Hydra, prompts: Sequence[Prompt], p: Any) -> list[Rollout]:
+def after(lm: LM, hydra: Hydra, prompts: Sequence[Prompt], p: Any, samples: int, method: str) -> list[Rollout]:
     """Held-out answers of a tuned policy, trunk states kept, under the parameters ``p`` of the stage."""
     tuned = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
     hydra.top.write_into(tuned.model.model)
     return measure.held_out(
         tuned,
         prompts,
-        samples=p.samples,
+        samples=samples,
         seed=p.seed,
         max_new_tokens=p.max_new_tokens,
         capture=hydra.start,
+        desc=f"held-out answers after {method.upper()}",
     )
 
 
 def compare_methods(
-    start: pd.DataFrame,
-    grades: Mapping[str, pd.DataFrame],
-    before: Sequence[Rollout],
-    answers: Mapping[str, Sequence[Rollout]],
-    reward: RewardModel,
+    before: Sequence[Rollout], answers: Mapping[str, Sequence[Rollout]], reward: RewardModel
 ) -> pd.DataFrame:
-    """Change of rubric utility, reward and length by method: method, metric, value, low, high, n."""
+    """Change of rubric utility, reward and length by method: method, metric, value, low, high, n.
+
+    A method with fewer samples a prompt than ``before`` is compared with the first ones, which share its random
+    numbers.
+    """
     rows = []
-    base = np.array(_scores(reward, before))
-    for method, graded in grades.items():
+    base, start = np.array(_scores(reward, before)), measure.grade(before)
+    for method, rollouts in answers.items():
+        every = len(before) // len(rollouts)
+        graded, same = measure.grade(rollouts), start[::every].reset_index(drop=True)
         gaps = {
-            "rubric": paired_difference(graded.utility, start.utility, clusters=start.prompt_id),
-            "reward": paired_difference(np.array(_scores(reward, answers[method])), base, clusters=start.prompt_id),
-            "words": paired_difference(graded.words, start.words, clusters=start.prompt_id),
+            "rubric": paired_difference(graded.utility, same.utility, clusters=same.prompt_id),
+            "reward": paired_difference(np.array(_scores(reward, rollouts)), base[::every], clusters=same.prompt_id),
+            "words": paired_difference(graded.words, same.words, clusters=same.prompt_id),
         }
         rows += [{"method": method, "metric": metric, **vars(gap)} for metric, gap in gaps.items()]
     return pd.DataFrame(rows)

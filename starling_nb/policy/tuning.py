@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
-from starling_nb import files, losses
+from starling_nb import files, losses, progress
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt, key
 from starling_nb.policy.experience import Minibatch, Scale, TuningError, minibatches, scale_of, summary
@@ -113,7 +113,15 @@ def tune(
     plain.top.write_into(lm.model.model)
     for step in range(resumed, recipe.steps):
         chosen, ids = _step_prompts(prompts, recipe, step)
-        rollouts = collect(lm, chosen, ids, seed=recipe.seed, max_new_tokens=recipe.max_new_tokens, capture=plain.start)
+        rollouts = collect(
+            lm,
+            chosen,
+            ids,
+            seed=recipe.seed,
+            max_new_tokens=recipe.max_new_tokens,
+            capture=plain.start,
+            progress=progress.sampling(len(ids), f"{recipe.objective.upper()} step {step + 1}, rollouts"),
+        )
         for rollout, value in zip(rollouts, score(rollouts), strict=True):
             rollout.score = value - (offsets or {}).get(key(rollout.prompt.messages), 0.0)
         loop.scale = loop.scale or scale_of(rollouts)
