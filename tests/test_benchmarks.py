@@ -47,7 +47,7 @@ def test_papermills_notes_go_and_the_rest_stays() -> None:
     ("status", "verdict", "dirty", "said"),
     [
         ("failed", "holds", False, "not finished"),
-        ("done", "fails", False, "less than it claims: claim.03.a"),
+        ("done", "fails", False, "less than it claims: 03.a"),
         ("done", "holds", True, "changed files"),
         ("done", "holds", False, "not what the present code makes"),
     ],
