@@ -4,8 +4,8 @@
 
 Copies metrics, manifest, figures, tables, the report and the executed notebooks (less what papermill notes in them)
 into ``outputs/reference/``, at most 4 MB; models, checkpoints and the judge's replies stay behind. Refuses a run that
-did not finish, whose code was not committed, or in which a claim fails that ``benchmarks/missed.json`` does not name with
-the reason; a claim named there that holds after all is refused too, so that the list stays true.
+did not finish, whose code was not committed, or in which a claim fails that ``benchmarks/missed.json`` does not name
+with the reason; a claim named there that holds after all is refused too, so that the list stays true.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def check(run: Path) -> dict[str, Any]:
     claims = {name.removeprefix("claim."): row for name, row in metrics.items() if name.startswith("claim.")}
     failed = {name for name, row in claims.items() if row["verdict"] == "fails"}
     missed = set(files.read_json(MISSED))
-    if failed - missed:
-        raise StarlingError(f"{run} bears out less than it claims: {', '.join(sorted(failed - missed))}. Find the cause")
+    if new := sorted(failed - missed):
+        raise StarlingError(f"{run} bears out less than it claims: {', '.join(new)}. Find the cause first")
     if found := {name for name in missed if claims.get(name, {}).get("verdict") == "holds"}:
         raise StarlingError(f"{', '.join(sorted(found))} hold: take them off {MISSED.name}")
     if (record.get("git") or {"dirty": True})["dirty"]:

@@ -131,7 +131,7 @@ def test_a_full_disk_is_one_message(project: Path) -> None:
         ("test", "python -m pytest"),
         ("lab", "--ServerApp.ip=127.0.0.1"),
         ("lint", "ruff format --check ."),
-        ("evidence", "--profile laptop --out outputs/reference --strict"),
+        ("evidence", "--profile laptop --out outputs/laptop --strict"),
     ],
 )
 def test_targets_set_up_first_and_then_do_their_work(project: Path, target: str, command: str) -> None:

@@ -25,7 +25,7 @@ def connect(who: str, ledger: Path | None = None, seed: int = 0, budget: int | N
         budget: the most requests that may be paid for.
 
     Raises:
-        StarlingError: ``who`` is empty.
+        StarlingError: ``who`` is empty, or its address is none.
     """
     if not who.strip():
         raise StarlingError("judge is empty: write simulated, a model's name, or model@http://host:port/v1")
@@ -33,5 +33,7 @@ def connect(who: str, ledger: Path | None = None, seed: int = 0, budget: int | N
         with SimulatedJudge(seed=seed) as server:
             yield Judge(server.model, server.base_url, ledger=ledger, seed=seed, budget=budget)
         return
-    model, _, url = who.partition("@")
+    model, _, url = who.rpartition("@") if "://" in who else (who, "", "")
+    if url and not (model and url.startswith(("http://", "https://"))):
+        raise StarlingError(f"judge={who!r}: write model@http://host:port/v1")
     yield Judge(model, url or None, ledger=ledger, seed=seed, budget=budget)
