@@ -3,8 +3,8 @@
     python -m benchmarks.sampling_speed [--rounds 3]
 
 Each round samples 96 answers of at most 64 tokens (trunk states kept, as in tuning) in a fresh process a setting.
-Writes ``benchmarks/results/sampling_speed.json``: tokens a second, every round, and each setting's median as a ratio to no
-spinning at all. Other machines differ: only the ratios within one run are to be believed.
+Writes ``benchmarks/results/sampling_speed.json``: tokens a second, every round, and each setting's median as a ratio to
+no spinning at all. Other machines differ: only the ratios within one run are to be believed.
 """
 
 from __future__ import annotations
