@@ -8,7 +8,6 @@ VENV ?= .venv
 FREE_KB ?= 5000000
 BIN = $(VENV)/bin
 export OMP_WAIT_POLICY = PASSIVE
-export GOMP_SPINCOUNT = 2000
 
 .PHONY: all reproduce test lab lint format evidence clean
 .NOTPARALLEL:
@@ -50,8 +49,8 @@ format: $(VENV)/.ok
 	$(BIN)/ruff format .
 
 # The full figures. NAME=reference: the committed laptop run; a claim may fail only where benchmarks/missed.json says
-# why · repeatability:
-# runs repeated, and killed · study: several seeds, hours · readout_probe: where quality is best read.
+# why · repeatability: runs repeated, and killed · study: several seeds, hours · sampling_speed: tokens a second by how
+# threads wait · readout_probe: where quality is best read.
 NAME ?= reference
 
 evidence: $(VENV)/.ok

@@ -2,8 +2,8 @@
 
     python -m benchmarks.build_nectar_mini [--rank-only] [--passes 3] [--seed 0]
 
-The answers are those of the embedded model under every way of asking and of the writers (about a quarter of an hour
-on two cores). ``--rank-only`` keeps the committed answers and ranks them again, for a newly calibrated judge.
+The answers are those of the embedded model under every way of asking and of the writers (about eight minutes on
+two cores). ``--rank-only`` keeps the committed answers and ranks them again, for a newly calibrated judge.
 Notebook 01 does the same on a sample of the prompts and compares it with what this script left.
 """
 

@@ -93,7 +93,7 @@ def _draw(step: int, total: int | None, desc: str, finished: bool, rates: dict[s
 
     bar = _bars.get(desc)
     if bar is None or bar.total != total or bar.n > step:
-        bar = _bars[desc] = tqdm(total=total, desc=desc or None, leave=False)
+        bar = _bars[desc] = tqdm(total=total, desc=desc or None)
     bar.set_postfix({name: f"{value:.4g}" for name, value in rates.items()}, refresh=False)
     bar.update(step - bar.n)
     if finished:
