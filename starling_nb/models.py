@@ -12,7 +12,6 @@ import copy
 import json
 import logging
 import shutil
-import time
 import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,7 +20,6 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as hf_logging
 
@@ -33,7 +31,7 @@ from starling_nb.sampling import Progress, Sample, decode, draw
 if TYPE_CHECKING:
     from accelerate import Accelerator
 
-__all__ = ["EMBEDDED", "LM", "ModelError", "Sample", "draw", "load", "probe_dtype", "sample"]
+__all__ = ["EMBEDDED", "LM", "ModelError", "Sample", "draw", "load", "native_dtype", "sample"]
 
 EMBEDDED = "smollm2-135m"
 HUB_IDS = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
@@ -104,7 +102,7 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
 
     Args:
         name: ``"smollm2-135m"``, a folder, or a hub id.
-        dtype: ``"float32"``, ``"bfloat16"`` or ``"auto"`` (bfloat16 only where a short probe shows it faster).
+        dtype: ``"float32"``, ``"bfloat16"`` or ``"auto"`` (see :func:`native_dtype`).
         template: chat template, see :class:`starling_nb.chat.ChatFormat`.
         threads: torch threads on the CPU; results are bit-identical only for equal thread counts.
 
@@ -116,7 +114,7 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
     _quiet()
     torch.set_num_threads(threads)
     source = _embedded_folder() if name == EMBEDDED else name
-    kind = probe_dtype() if dtype == "auto" else getattr(torch, dtype)
+    kind = native_dtype() if dtype == "auto" else getattr(torch, dtype)
     try:
         tokenizer = AutoTokenizer.from_pretrained(source)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, attn_implementation="sdpa")
@@ -130,21 +128,16 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
     return LM(model.eval().requires_grad_(False), ChatFormat(tokenizer, template), name)
 
 
-def probe_dtype(trials: int = 5) -> torch.dtype:
-    """bfloat16 where a matrix product of this model's shape runs at least 1.2 times faster in it, else float32."""
+def native_dtype() -> torch.dtype:
+    """bfloat16 on a GPU and on a CPU that multiplies it natively (AVX512-BF16 or AMX), else float32.
+
+    The hardware decides, not a timing: a probe on a busy machine would choose now this type, now that, and two runs of
+    one seed would differ.
+    """
     if torch.cuda.is_available():
         return torch.bfloat16
-    best = {}
-    for kind in (torch.float32, torch.bfloat16):
-        left, right = torch.ones(256, 576, dtype=kind), torch.ones(1536, 576, dtype=kind)
-        F.linear(left, right)
-        times = []
-        for _ in range(trials):
-            start = time.perf_counter()
-            F.linear(left, right)
-            times.append(time.perf_counter() - start)
-        best[kind] = min(times)
-    return torch.bfloat16 if best[torch.float32] > 1.2 * best[torch.bfloat16] else torch.float32
+    has = (getattr(torch.cpu, name, lambda: False) for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"))
+    return torch.bfloat16 if any(ask() for ask in has) else torch.float32
 
 
 def _quiet() -> None:

@@ -39,8 +39,12 @@ def test_what_cannot_be_loaded_says_what_to_do(tmp_path: Path) -> None:
         models.load(str(tmp_path), dtype="float", threads=1)
 
 
-def test_the_probe_chooses_a_type_and_stays_within_the_two() -> None:
-    assert models.probe_dtype(trials=1) in (torch.float32, torch.bfloat16)
+def test_the_hardware_decides_the_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: False)
+    for native, kind in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        assert models.native_dtype() == kind
 
 
 def test_models_of_two_types_can_be_trained_in_one_process() -> None:

@@ -66,7 +66,7 @@ class DatasetConstruction(Common):
     """01: prompts, answers and rankings."""
 
     n_prompts: int
-    """Prompts ranked, 10 to 623."""
+    """Prompts ranked, 10 to 703."""
     n_live: int
     """Of these, prompts whose answers are sampled again now, 1 to n_prompts."""
     passes: int
