@@ -10,10 +10,11 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 
-from starling_nb.chat import ChatFormat, Message
+from starling_nb.chat import ChatFormat, Encoded, Message
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.reward import RewardModel
+from starling_nb.reward.model import Reading
 from starling_nb.reward.training import Comparison
 
 FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
@@ -115,7 +116,15 @@ class Likes(RewardModel):
         super().__init__(lm(seed=99).model.model, policy.chat)
         self.letters = letters
 
-    def score(self, conversations: Sequence[Sequence[Message]], batch: int = 32) -> list[float]:
-        """Shares of the letters that are liked."""
-        texts = [conversation[-1]["content"] for conversation in conversations]
-        return [sum(letter in self.letters for letter in text) / max(1, len(text)) for text in texts]
+    def read_ids(self, encoded: Sequence[Encoded], batch: int = 32) -> list[Reading]:
+        """Shares of the letters that are liked, of the whole answer and of its first 1, 2, … tokens."""
+        found = []
+        for item in encoded:
+            answer = item.ids[item.prompt_length :]
+            shares = [self.share(self.chat.decode(answer[: n + 1])) for n in range(len(answer))]
+            found.append(Reading(shares[-1], torch.tensor(shares)))
+        return found
+
+    def share(self, text: str) -> float:
+        """Share of the letters that are liked."""
+        return sum(letter in self.letters for letter in text) / max(1, len(text))

@@ -37,12 +37,14 @@ class Scale:
 class Minibatch:
     """Sequences of like length with what is fixed before the first pass over them.
 
-    ``old`` is the policy that sampled beside the reference; ``advantages`` and ``returns`` ``[rows, longest answer]``
-    are zero outside the mask; ``scores`` ``[rows]`` are the shaped rewards of whole answers.
+    ``old`` is the policy that sampled beside the reference; ``foreseen`` (what the reward model alone says of the
+    return), ``advantages`` and ``returns``, ``[rows, longest answer]`` each, are zero outside the mask; ``scores``
+    ``[rows]`` are the shaped rewards of whole answers.
     """
 
     batch: Batch
     old: Comparison
+    foreseen: Tensor
     advantages: Tensor
     returns: Tensor
     scores: Tensor
@@ -69,11 +71,58 @@ def scale_of(rollouts: Sequence[Rollout]) -> Scale:
 
 
 def shape_scores(rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale) -> Tensor:
-    """Rewards of whole answers, ``[rollouts]``: raw scores in units of the first step's spread, clipped, and the
-    penalty where an answer never ended."""
+    """Rewards of whole answers, ``[rollouts]``: raw scores in units of the first step's spread, clipped, the penalty
+    where an answer never ended, and less the mean of the prompt's answers where it has several.
+
+    That mean is the baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740) but for a factor: it takes off what
+    belongs to the prompt, the constant that a ranking loss leaves undecided among it.
+    """
     shaped = (raw_scores(rollouts) - (scale.mean if recipe.centre else 0.0)) / scale.std
     unfinished = torch.tensor([float(not rollout.sample.finished) for rollout in rollouts])
-    return shaped.clamp(-recipe.score_clip, recipe.score_clip) + recipe.missing_eos * unfinished
+    shaped = shaped.clamp(-recipe.score_clip, recipe.score_clip) + recipe.missing_eos * unfinished
+    return centred(shaped[:, None], rollouts)[:, 0] if recipe.centre else shaped
+
+
+def centred(table: Tensor, rollouts: Sequence[Rollout]) -> Tensor:
+    """``table`` ``[rollouts, columns]`` less the mean of each prompt's rows, column by column; NaN is left out.
+
+    A prompt with one answer keeps its row: there is nothing to compare it with.
+    """
+    found = table.clone()
+    by_prompt: dict[str, list[int]] = {}
+    for place, rollout in enumerate(rollouts):
+        by_prompt.setdefault(rollout.prompt.id, []).append(place)
+    for rows in by_prompt.values():
+        if len(rows) > 1:
+            found[rows] -= table[rows].nanmean(0)
+    return found
+
+
+def foresee(rollouts: Sequence[Rollout], shaped: Tensor, window: int = 3) -> list[Tensor]:
+    """What the reward model, read in the unfinished answer, says of its return before each token ``[answer tokens]``.
+
+    The critic of InstructGPT starts as a copy of the reward model (Ouyang et al. 2022, arXiv 2203.02155). Here it stays
+    one: before token t the value is the mean reading of the t tokens so far, measured against the prompt's other
+    answers, times the least-squares slope of the rewards over readings within ``window`` tokens of t. The learned value
+    head adds what is missing. Zero for a prompt with one answer, and where there are no readings.
+    """
+    lengths = [len(rollout.sample.ids) for rollout in rollouts]
+    if any(rollout.means is None for rollout in rollouts):
+        return [torch.zeros(length) for length in lengths]
+    table = torch.full((len(rollouts), max(lengths)), torch.nan)
+    several = {r.prompt.id for r in rollouts if sum(o.prompt is r.prompt for o in rollouts) > 1}
+    for row, rollout in enumerate(rollouts):
+        assert rollout.means is not None
+        if rollout.prompt.id in several:
+            table[row, 1 : lengths[row]] = rollout.means[: lengths[row] - 1]
+    table = centred(table, rollouts)
+    known = (~table.isnan()).float()
+    table = table.nan_to_num()
+    shared = ((table * shaped[:, None]).sum(0), (table.square() * known).sum(0))
+    kernel = torch.ones(1, 1, 2 * window + 1)
+    over, under = (torch.nn.functional.conv1d(x[None, None], kernel, padding=window)[0, 0] for x in shared)
+    values = table * (over / under.clamp(min=1e-6))
+    return [row[:length] for row, length in zip(values, lengths, strict=True)]
 
 
 def minibatches(hydra: Hydra, rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale) -> list[Minibatch]:
@@ -83,17 +132,18 @@ def minibatches(hydra: Hydra, rollouts: Sequence[Rollout], recipe: Recipe, scale
         TuningError: as :func:`raw_scores`.
     """
     shaped = shape_scores(rollouts, recipe, scale)
+    ahead = foresee(rollouts, shaped)
     parts = []
     for rows in similar_lengths(rollouts, recipe):
         batch = collate_rollouts([rollouts[i] for i in rows])
         old, scores = hydra.compare(batch), shaped[rows].to(batch.states.device)
+        foreseen = torch.nn.utils.rnn.pad_sequence([ahead[i] for i in rows], batch_first=True).to(scores.device)
         rewards = batch.unflatten(-recipe.kl * (old.logprobs - old.reference))
         ends = batch.mask.sum(1) - 1
         rewards[torch.arange(len(rows), device=ends.device), ends] += scores
-        advantages, returns = losses.gae(
-            rewards, batch.unflatten(old.values), batch.mask.float(), gamma=1.0, lam=recipe.gae_lambda
-        )
-        parts.append(Minibatch(batch, old, advantages, returns, scores))
+        values = batch.unflatten(old.values) + foreseen
+        advantages, returns = losses.gae(rewards, values, batch.mask.float(), gamma=1.0, lam=recipe.gae_lambda)
+        parts.append(Minibatch(batch, old, foreseen, advantages, returns, scores))
     if recipe.whiten:
         every = torch.cat([part.advantages[part.batch.mask] for part in parts])
         for part in parts:
@@ -134,7 +184,7 @@ def summary(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], recipe: Rec
     """What one step's rollouts were like, before anything is learned from them; names as in a run's record."""
     n, tokens = len(rollouts), sum(len(r.sample.ids) for r in rollouts)
     returns = torch.cat([m.returns[m.batch.mask] for m in parts])
-    values = torch.cat([m.old.values for m in parts])
+    values = torch.cat([m.old.values + m.foreseen[m.batch.mask] for m in parts])
     return {
         "reward": sum(r.score for r in rollouts) / n,
         "kl": float(sum(m.old.kl.sum() for m in parts)) / n,

@@ -9,20 +9,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starling_nb.blocks import run_blocks
+from starling_nb.chat import Encoded
 from starling_nb.models import LM, Sample, sample
 from starling_nb.nectar.prompts import Prompt
-from starling_nb.reward.model import RewardModel
+from starling_nb.reward.model import Reading, RewardModel
 
 
 @dataclass
 class Rollout:
-    """One sampled answer: ``trunk`` ``[prompt + answer + end-of-turn tokens, width]``, ``score`` raw reward units."""
+    """One sampled answer: ``trunk`` ``[prompt + answer + end-of-turn tokens, width]``, ``score`` raw reward units.
+
+    ``means`` is what the reward model reads in the unfinished answer (:class:`starling_nb.reward.model.Reading`); None
+    where its tokens are not the policy's.
+    """
 
     prompt: Prompt
     sample: Sample
     text: str
     score: float = 0.0
+    means: Tensor | None = None
 
     @property
     def trunk(self) -> Tensor:
@@ -41,31 +46,42 @@ class RewardOnTrunk:
     """
 
     def __init__(self, reward: RewardModel, lm: LM, start: int) -> None:
-        self.reward, self.start = reward, start
-        self.shared = reward.chat.template == lm.chat.template and _same_trunk(
-            reward.transformer, lm.model.model, start
+        self.reward, self.start, self.eos = reward, start, lm.chat.eos_id
+        self.same_tokens = (
+            reward.chat.template == lm.chat.template
+            and reward.chat.tokenizer.get_vocab() == lm.chat.tokenizer.get_vocab()
         )
+        self.shared = self.same_tokens and _same_trunk(reward.transformer, lm.model.model, start)
+
+    def __call__(self, rollouts: Sequence[Rollout], batch: int = 32) -> None:
+        """Give every rollout its raw score and, where the tokens are the policy's, its ``means``.
+
+        An answer cut by the token cap is scored as if it had ended there.
+        """
+        if not self.same_tokens:
+            texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
+            for rollout, score in zip(rollouts, self.reward.score(texts, batch), strict=True):
+                rollout.score = score
+            return
+        closed = [self._closed(rollout.sample) for rollout in rollouts]
+        readings = self._on_trunk(rollouts, closed, batch) if self.shared else self.reward.read_ids(closed, batch)
+        for rollout, reading in zip(rollouts, readings, strict=True):
+            rollout.score, rollout.means = reading.score, reading.means[: len(rollout.sample.ids)]
+
+    def _closed(self, sample: Sample) -> Encoded:
+        end = [] if sample.finished else [self.eos]
+        return Encoded([*sample.prompt, *sample.ids, *end], len(sample.prompt))
 
     @torch.inference_mode()
-    def __call__(self, rollouts: Sequence[Rollout], batch: int = 32) -> list[float]:
-        """Raw scores, one a rollout; an answer cut by the token cap is scored as if it had ended there."""
-        if not self.shared:
-            return self.reward.score(
-                [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts], batch
-            )
-        scores = [0.0] * len(rollouts)
+    def _on_trunk(self, rollouts: Sequence[Rollout], closed: Sequence[Encoded], batch: int) -> list[Reading]:
+        readings: dict[int, Reading] = {}
         order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].trunk))
-        model: Any = self.reward.transformer
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
             states = torch.nn.utils.rnn.pad_sequence([rollouts[i].trunk for i in rows], batch_first=True)
-            positions = torch.arange(states.shape[1], device=states.device).expand(len(rows), -1)
-            hidden = run_blocks(model, states, positions, None, self.start, len(model.layers))
-            starts = [len(rollouts[i].sample.prompt) for i in rows]
-            values = self.reward.read(hidden, starts, [len(rollouts[i].trunk) for i in rows])
-            for row, value in zip(rows, values.tolist(), strict=True):
-                scores[row] = value
-        return scores
+            spans = [(closed[i].prompt_length, len(closed[i].ids)) for i in rows]
+            readings |= zip(rows, self.reward.read(states, self.start, spans), strict=True)
+        return [readings[i] for i in range(len(rollouts))]
 
 
 def collect(

@@ -31,11 +31,18 @@ Report = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How a policy is tuned online; the defaults are the *corrected* recipe at the embedded scale."""
+    """How a policy is tuned online; the defaults are the *corrected* recipe at the embedded scale.
+
+    ``rollouts`` answers a step are ``answers`` to each of ``rollouts // answers`` prompts; P3O compares them in pairs.
+
+    Raises:
+        TuningError: ``rollouts`` is not a multiple of ``answers``, or P3O has an odd number of them.
+    """
 
     objective: Literal["apa", "ppo", "p3o"] = "apa"
     steps: int = 20
     rollouts: int = 64
+    answers: int = 4
     epochs: int = 1
     minibatch: int = 16
     lr: float = 5e-5
@@ -45,7 +52,7 @@ class Recipe:
     whiten: bool = True
     centre: bool = True
     kl: float = 0.02
-    gae_lambda: float = 0.95
+    gae_lambda: float = 0.9
     clip: float = 0.2
     score_clip: float = 4.0
     missing_eos: float = -1.0
@@ -54,6 +61,12 @@ class Recipe:
     max_new_tokens: int = 80
     trainable: str = "last:4"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.answers < 1 or self.rollouts < self.answers or self.rollouts % self.answers:
+            raise TuningError(f"rollouts = {self.rollouts} must be a multiple of answers = {self.answers} a prompt")
+        if self.objective == "p3o" and self.answers % 2:
+            raise TuningError(f"P3O compares answers in pairs: answers = {self.answers} must be even")
 
 
 @dataclass
@@ -122,8 +135,9 @@ def tune(
             capture=plain.start,
             progress=progress.sampling(len(ids), f"{recipe.objective.upper()} step {step + 1}, rollouts"),
         )
-        for rollout, value in zip(rollouts, score(rollouts), strict=True):
-            rollout.score = value - (offsets or {}).get(key(rollout.prompt.messages), 0.0)
+        score(rollouts)
+        for rollout in rollouts:
+            rollout.score -= (offsets or {}).get(key(rollout.prompt.messages), 0.0)
         loop.scale = loop.scale or scale_of(rollouts)
         # The context ends before the first optimiser step: it remembers weights cast to bfloat16.
         with loop.accelerator.autocast():
@@ -155,17 +169,16 @@ def _start(lm: LM, recipe: Recipe) -> _Loop:
 
 
 def _step_prompts(prompts: Sequence[Prompt], recipe: Recipe, step: int) -> tuple[list[Prompt], list[str]]:
-    """Prompts of one step, each prompt twice for P3O, and one id an answer."""
-    copies = 2 if recipe.objective == "p3o" else 1
-    n = recipe.rollouts // copies
+    """Prompts of one step, each ``answers`` times in a row, and one id an answer."""
+    n = recipe.rollouts // recipe.answers
     first = step * n
     chosen = []
     for place in range(first, first + n):
         epoch, offset = divmod(place, len(prompts))
         order = files.rng(recipe.seed, "prompts", epoch).permutation(len(prompts))
         chosen.append(prompts[int(order[offset])])
-    doubled = [prompt for prompt in chosen for _ in range(copies)]
-    return doubled, [f"{step}/{place}/{prompt.id}" for place, prompt in enumerate(doubled)]
+    repeated = [prompt for prompt in chosen for _ in range(recipe.answers)]
+    return repeated, [f"{step}/{place}/{prompt.id}" for place, prompt in enumerate(repeated)]
 
 
 def _check(record: dict[str, float], parts: Sequence[Minibatch], lm: LM) -> None:
@@ -224,7 +237,8 @@ def _policy_loss(logprobs: Tensor, item: Minibatch, recipe: Recipe) -> Tensor:
 
 def _value_loss(values: Tensor, item: Minibatch) -> Tensor:
     old = item.batch.unflatten(item.old.values)
-    return losses.value(values, old, item.returns, item.batch.mask.float(), clip=None)
+    known = item.foreseen
+    return losses.value(values + known, old + known, item.returns, item.batch.mask.float(), clip=None)
 
 
 def _check_ratio(logprobs: Tensor, old: Tensor) -> None:

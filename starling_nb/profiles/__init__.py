@@ -121,6 +121,8 @@ class PolicyTuning(Common):
     """Steps of PPO and P3O, and the budget of DPO."""
     rollouts: int
     """Answers sampled a step."""
+    answers: int
+    """Answers to one prompt in a step, each measured against the others."""
     epochs: int
     """Passes over each set of rollouts."""
     minibatch: int

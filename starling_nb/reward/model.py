@@ -10,7 +10,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -26,6 +26,16 @@ from starling_nb.reward.packing import READOUTS
 
 class RewardError(StarlingError):
     """A reward model folder that cannot be trusted."""
+
+
+class Reading(NamedTuple):
+    """The score of one answer, and the head's mean over its first 1, 2, … tokens ``[answer tokens]``.
+
+    A decoder is causal: what it reads in an unfinished answer costs nothing more, and foretells the score.
+    """
+
+    score: float
+    means: Tensor
 
 
 class RewardModel(nn.Module):
@@ -62,36 +72,36 @@ class RewardModel(nn.Module):
             raise RewardError("a scored conversation must end with an assistant message")
         return self.score_ids([self.chat.encode(c[:-1], c[-1]["content"]) for c in conversations], batch)
 
-    @torch.inference_mode()
     def score_ids(self, encoded: Sequence[Encoded], batch: int = 32) -> list[float]:
         """Scores of prompts with answers as token ids; independent of neighbours and padding."""
-        sequences = [item.ids for item in encoded]
-        scores, device = [0.0] * len(sequences), self.v_head.weight.device
-        order = sorted(range(len(sequences)), key=lambda i: len(sequences[i]))
+        return [reading.score for reading in self.read_ids(encoded, batch)]
+
+    @torch.inference_mode()
+    def read_ids(self, encoded: Sequence[Encoded], batch: int = 32) -> list[Reading]:
+        """Scores as :meth:`score_ids`, and what the head reads on the way."""
+        readings: dict[int, Reading] = {}
+        device = self.v_head.weight.device
+        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
         for start in range(0, len(order), batch):
             rows = order[start : start + batch]
-            width = max(len(sequences[i]) for i in rows)
-            ids = torch.tensor([list(sequences[i]) + [0] * (width - len(sequences[i])) for i in rows]).to(device)
-            positions = torch.arange(width, device=device).expand(len(rows), -1)
-            hidden = self.transformer.embed_tokens(ids)
-            hidden = run_blocks(self.transformer, hidden, positions, None, 0, len(self.transformer.layers))
-            starts = [encoded[i].prompt_length for i in rows]
-            values = self.read(hidden, starts, [len(sequences[i]) for i in rows])
-            for row, value in zip(rows, values.tolist(), strict=True):
-                scores[row] = value
-        return scores
+            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(encoded[i].ids) for i in rows], batch_first=True)
+            states = self.transformer.embed_tokens(padded.to(device))
+            spans = [(encoded[i].prompt_length, len(encoded[i].ids)) for i in rows]
+            readings |= zip(rows, self.read(states, 0, spans), strict=True)
+        return [readings[i] for i in range(len(encoded))]
 
-    def read(self, hidden: Tensor, starts: Sequence[int], ends: Sequence[int]) -> Tensor:
-        """Scores ``[rows]`` of last-block states ``[rows, tokens, width]`` whose answers are ``[start, end)``."""
-        columns = torch.arange(hidden.shape[1], device=hidden.device)[None, :]
-        first, stop = (torch.tensor(list(x), device=hidden.device)[:, None] for x in (starts, ends))
-        last = (columns == stop - 1).float()
-        mean = ((columns >= first) & (columns < stop)).float() / (stop - first)
-        weights = {"last_token": last, "mean": mean, "both": (last + mean) / 2}[self.readout]
-        states = self.transformer.norm(hidden).float()
-        pooled = (weights[:, None, :] @ states)[:, 0]
-        scores: Tensor = self.v_head(pooled)[:, 0]
-        return scores
+    def read(self, states: Tensor, first: int, spans: Sequence[tuple[int, int]]) -> list[Reading]:
+        """Readings of padded states ``[rows, tokens, width]`` at block ``first``; answers are ``[start, end)``."""
+        positions = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
+        hidden = run_blocks(self.transformer, states, positions, None, first, len(self.transformer.layers))
+        values = self.v_head(self.transformer.norm(hidden).float())[..., 0].cpu()
+        return [self._reading(row[start:end]) for row, (start, end) in zip(values, spans, strict=True)]
+
+    def _reading(self, values: Tensor) -> Reading:
+        """Of the head's values at the tokens of one answer."""
+        means = values.cumsum(0) / torch.arange(1, len(values) + 1)
+        last, mean = float(values[-1]), float(means[-1])
+        return Reading({"last_token": last, "mean": mean, "both": (last + mean) / 2}[self.readout], means)
 
     def save_pretrained(self, folder: Path, notes: dict[str, Any] | None = None) -> None:
         """Write config, tokenizer, ``model.safetensors`` and notes; the folder appears whole or not at all."""

@@ -15,7 +15,7 @@ from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import Rollout, collect
 from starling_nb.policy.tuning import Recipe
 
-RECIPE = Recipe(minibatch=4, kl=0.0, gae_lambda=0.0, whiten=False, missing_eos=-1.0, trainable="last:1")
+RECIPE = Recipe(minibatch=4, kl=0.0, gae_lambda=0.0, whiten=False, centre=False, missing_eos=-1.0, trainable="last:1")
 UNIT = Scale(0.0, 1.0)
 
 
@@ -84,12 +84,53 @@ def test_scores_are_measured_by_the_first_step_and_clipped(lm: LM) -> None:
     scale = Scale(0.1, 0.5)
     shaped = experience.shape_scores(rollouts, RECIPE, scale)
     assert shaped[0] == 4.0
-    assert shaped[3].item() == pytest.approx((rollouts[3].score - 0.1) / 0.5)
-    raw = experience.shape_scores(rollouts, replace(RECIPE, centre=False), scale)
-    assert raw[3].item() == pytest.approx(rollouts[3].score / 0.5)
+    assert shaped[3].item() == pytest.approx(rollouts[3].score / 0.5)
+    centred = experience.shape_scores(rollouts, replace(RECIPE, centre=True), scale)
+    # Two answers a prompt: each is measured against the mean of both, and a prompt's constant is gone.
+    assert centred.view(-1, 2).sum(1).abs().max() < 1e-6
+    assert centred[3].item() == pytest.approx((rollouts[3].score - rollouts[2].score) / 2 / 0.5)
+    alone = experience.shape_scores(rollouts[::2], replace(RECIPE, centre=True), scale)
+    assert alone[1].item() == pytest.approx((rollouts[2].score - 0.1) / 0.5)
     found = experience.scale_of(rollouts)
     scores = torch.tensor([rollout.score for rollout in rollouts])
     assert (found.mean, found.std) == pytest.approx((scores.mean().item(), scores.std().item()))
+
+
+def test_the_reward_model_foresees_the_return_of_an_unfinished_answer(lm: LM) -> None:
+    """Readings that foretell the reward become values; noise becomes nothing; the future is never used."""
+    rollouts = roll(lm)
+    rewards = experience.centred(torch.tensor([[float(i % 2)] for i in range(10)]), rollouts)[:, 0]
+    lengths = [len(rollout.sample.ids) for rollout in rollouts]
+    for place, rollout in enumerate(rollouts):
+        rollout.means = torch.full((lengths[place],), 3.0 * (place % 2) + 10.0 * (place // 2))
+    values = experience.foresee(rollouts, rewards)
+    assert [len(row) for row in values] == lengths
+    both = [min(lengths[i - i % 2 : i - i % 2 + 2]) for i in range(10)]
+    for row, reward, stop in zip(values, rewards, both, strict=True):
+        assert row[0] == 0.0  # nothing has been read before the first token
+        torch.testing.assert_close(row[1:stop], reward.expand(stop - 1))
+    rollouts[0].means = torch.cat([rollouts[0].means[:-1], torch.tensor([1e6])])
+    assert all(torch.equal(a, b) for a, b in zip(experience.foresee(rollouts, rewards), values, strict=True))
+    assert all(row.count_nonzero() == 0 for row in experience.foresee(rollouts[::2], rewards[::2]))
+    rollouts[0].means = None
+    assert all(row.count_nonzero() == 0 for row in experience.foresee(rollouts, rewards))
+
+
+def test_what_is_foreseen_moves_the_credit_to_the_token_that_earned_it(lm: LM) -> None:
+    rollouts = roll(lm)
+    for place, rollout in enumerate(rollouts):
+        good = torch.arange(len(rollout.sample.ids)) >= 4
+        rollout.score, rollout.means = float(place % 2), (2.0 * (place % 2) - 1.0) * good
+    recipe = replace(RECIPE, centre=True, missing_eos=0.0)
+    parts, checked = experience.minibatches(Hydra(lm, "last:1"), rollouts, recipe, UNIT), 0
+    for part, rows in zip(parts, experience.similar_lengths(rollouts, recipe), strict=True):
+        for row, index in enumerate(rows):
+            earned = part.advantages[row, : min(len(rollouts[i].sample.ids) for i in (index, index ^ 1)) - 1]
+            if len(earned) > 4:
+                checked += 1
+                assert earned.abs().argmax() == 4
+                assert torch.sign(earned[4]) == 2 * (index % 2) - 1
+    assert checked > 3
 
 
 def test_the_two_answers_of_a_p3o_prompt_stay_side_by_side(lm: LM) -> None:

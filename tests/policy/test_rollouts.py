@@ -60,12 +60,17 @@ def test_scores_on_the_shared_trunk_are_those_of_whole_sequences_with_an_end_of_
         for s in (rollout.sample for rollout in rollouts)
     ]
     due = reward.score_ids(closed)
-    assert scorer(rollouts) == pytest.approx(due, abs=1e-4)
-    assert scorer(rollouts, batch=1) == pytest.approx(due, abs=1e-4)
+    whole = reward.read_ids(closed)
+    for batch in (32, 1):
+        scorer(rollouts, batch=batch)
+        assert [rollout.score for rollout in rollouts] == pytest.approx(due, abs=1e-4)
+        for rollout, reading in zip(rollouts, whole, strict=True):
+            assert rollout.means is not None
+            torch.testing.assert_close(rollout.means, reading.means[: len(rollout.sample.ids)], atol=1e-4, rtol=0)
     assert len(set(due)) == len(due)
 
 
-def test_scores_from_text_where_the_trunk_is_another() -> None:
+def test_scores_of_the_sampled_tokens_where_the_trunk_is_another() -> None:
     lm = toy.lm(seed=3)
     reward = reward_on(lm)
     with torch.no_grad():
@@ -73,8 +78,25 @@ def test_scores_from_text_where_the_trunk_is_another() -> None:
     scorer = RewardOnTrunk(reward, lm, 2)
     assert not scorer.shared
     rollouts = roll(lm, capture=None)
+    scorer(rollouts)
     texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
-    assert scorer(rollouts) == reward.score(texts)
+    plain = [place for place, rollout in enumerate(rollouts) if lm.chat._answer_ids(rollout.text) == rollout.sample.ids]
+    for place, due in enumerate(reward.score(texts)):
+        assert rollouts[place].means is not None
+        if place in plain:
+            assert rollouts[place].score == pytest.approx(due, abs=1e-5)
+
+
+def test_scores_from_text_where_the_tokens_are_others() -> None:
+    lm = toy.lm(seed=3)
+    reward = reward_on(lm)
+    reward.chat = copy.copy(lm.chat)
+    reward.chat.template = "llama2"
+    rollouts = roll(lm, capture=None)
+    RewardOnTrunk(reward, lm, 2)(rollouts)
+    texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
+    assert [rollout.score for rollout in rollouts] == pytest.approx(reward.score(texts), abs=1e-5)
+    assert all(rollout.means is None for rollout in rollouts)
 
 
 def test_a_trunk_is_shared_only_where_every_weight_and_the_template_agree() -> None:

@@ -18,6 +18,7 @@ from starling_nb.policy import tuning
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import Rollout
 from starling_nb.policy.tuning import Recipe, TuningError, tune
+from starling_nb.reward.model import Reading
 
 PROMPTS = toy.prompts(toy.QUESTIONS)
 QUICK = Recipe(
@@ -63,7 +64,7 @@ def test_every_objective_finds_a_planted_reward(objective: Any) -> None:
 def test_stopping_and_going_on_is_not_stopping_at_all(objective: Any, tmp_path: Path) -> None:
     recipe = replace(QUICK, objective=objective, steps=6, rollouts=16, minibatch=8)
     lm = toy.lm()
-    whole = tune(lm, toy.Likes(lm), PROMPTS, recipe)
+    whole = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, recipe)
 
     def stop(step: int, steps: int, record: dict[str, float]) -> None:
         assert (record, steps) == (whole.history[step - 1], 6)
@@ -73,15 +74,15 @@ def test_stopping_and_going_on_is_not_stopping_at_all(objective: Any, tmp_path: 
     path = tmp_path / "policy.pt"
     second = toy.lm()
     with pytest.raises(Stop):
-        tune(second, toy.Likes(second), PROMPTS, recipe, checkpoint=path, report=stop)
+        tune(second, toy.Likes(second, "aeiou"), PROMPTS, recipe, checkpoint=path, report=stop)
     third = toy.lm()
-    again = tune(third, toy.Likes(third), PROMPTS, recipe, checkpoint=path)
+    again = tune(third, toy.Likes(third, "aeiou"), PROMPTS, recipe, checkpoint=path)
     assert again.resumed == 2
     assert again.history == whole.history
     assert toy.changed(toy.weights(whole.hydra), again.hydra) == set()
     assert toy.changed(toy.weights(lm.model), third.model) == set()
     fourth = toy.lm()
-    finished = tune(fourth, toy.Likes(fourth), PROMPTS, recipe, checkpoint=path)
+    finished = tune(fourth, toy.Likes(fourth, "aeiou"), PROMPTS, recipe, checkpoint=path)
     assert finished.resumed == 6
     assert toy.changed(toy.weights(lm.model), fourth.model) == set()
 
@@ -98,7 +99,7 @@ def test_every_pass_sees_the_weights_of_the_step_before(dtype: torch.dtype, monk
     ppo = losses.ppo
     monkeypatch.setattr(losses, "ppo", watched)
     lm = toy.lm(dtype=dtype)
-    tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(ONE, objective="ppo", epochs=3, minibatch=8))
+    tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(ONE, objective="ppo", lr=1e-3, epochs=3, minibatch=8))
     assert moved[0] < 1e-2
     assert 0.02 < moved[1] < moved[2]
 
@@ -111,9 +112,10 @@ def test_bfloat16_learns_as_well() -> None:
     assert 0 < max(record["sampler_gap"] for record in found.history) < 0.2
 
 
-def test_prompts_come_round_by_seed_and_twice_for_p3o() -> None:
-    def ids(step: int, **changes: Any) -> list[str]:
-        chosen, names = tuning._step_prompts(PROMPTS, replace(QUICK, rollouts=4, **changes), step)
+def test_prompts_come_round_by_seed_with_their_answers_side_by_side() -> None:
+    def ids(step: int, answers: int = 1, **changes: Any) -> list[str]:
+        recipe = replace(QUICK, rollouts=4, answers=answers, **changes)
+        chosen, names = tuning._step_prompts(PROMPTS, recipe, step)
         assert len(set(names)) == len(names) == 4
         return [prompt.id for prompt in chosen]
 
@@ -121,9 +123,19 @@ def test_prompts_come_round_by_seed_and_twice_for_p3o() -> None:
     assert sorted(epoch[:6]) == sorted(epoch[6:]) == sorted(prompt.id for prompt in PROMPTS)
     assert ids(1) == ids(1)
     assert [ids(step) for step in range(3)] != [ids(step, seed=1) for step in range(3)]
-    doubled = ids(0, objective="p3o")
+    doubled = ids(0, answers=2, objective="p3o")
     assert doubled[::2] == doubled[1::2]
     assert len(set(doubled)) == 2
+    assert len(set(ids(0, answers=4))) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [({"answers": 3}, "multiple"), ({"answers": 0}, "multiple"), ({"objective": "p3o", "answers": 1}, "must be even")],
+)
+def test_answers_that_fill_no_step_are_refused(changes: Any, says: str) -> None:
+    with pytest.raises(TuningError, match=says):
+        replace(QUICK, **changes)
 
 
 def test_the_critic_warms_up_alone() -> None:
@@ -140,15 +152,16 @@ def test_the_critic_warms_up_alone() -> None:
 class Constant(toy.Likes):
     """Likes everything alike."""
 
-    def score(self, conversations: Sequence[Any], batch: int = 32) -> list[float]:
-        return [0.3] * len(conversations)
+    def share(self, text: str) -> float:
+        return 0.3
 
 
 class Broken(toy.Likes):
     """One score in a step is not a number."""
 
-    def score(self, conversations: Sequence[Any], batch: int = 32) -> list[float]:
-        return [float("nan"), *super().score(conversations)[1:]]
+    def read_ids(self, encoded: Sequence[Any], batch: int = 32) -> list[Reading]:
+        found = super().read_ids(encoded)
+        return [found[0]._replace(score=float("nan")), *found[1:]]
 
 
 def test_a_constant_or_broken_reward_stops_the_run() -> None:
