@@ -125,20 +125,25 @@ def compare_methods(
     """Change of rubric utility, reward and length by method: method, metric, value, low, high, n.
 
     A method with fewer samples a prompt than ``before`` is compared with the first ones, which share its random
-    numbers.
+    numbers; the reward is that of each prompt's first answer.
     """
     rows = []
-    base, start = np.array(_scores(reward, before)), measure.grade(before)
+    base, start = np.array(_scores(reward, _firsts(before))), measure.grade(before)
     for method, rollouts in answers.items():
         every = len(before) // len(rollouts)
         graded, same = measure.grade(rollouts), start[::every].reset_index(drop=True)
         gaps = {
             "rubric": paired_difference(graded.utility, same.utility, clusters=same.prompt_id),
-            "reward": paired_difference(np.array(_scores(reward, rollouts)), base[::every], clusters=same.prompt_id),
+            "reward": paired_difference(np.array(_scores(reward, _firsts(rollouts))), base),
             "words": paired_difference(graded.words, same.words, clusters=same.prompt_id),
         }
         rows += [{"method": method, "metric": metric, **vars(gap)} for metric, gap in gaps.items()]
     return pd.DataFrame(rows)
+
+
+def _firsts(rollouts: Sequence[Rollout]) -> list[Rollout]:
+    """The first answer to each prompt."""
+    return list({rollout.prompt.id: rollout for rollout in reversed(rollouts)}.values())[::-1]
 
 
 def _scores(reward: RewardModel, rollouts: Sequence[Rollout]) -> list[float]:
