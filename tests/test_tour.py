@@ -55,9 +55,7 @@ def test_the_best_answer_is_the_one_with_the_highest_reward() -> None:
     assert table.prompt.tolist() == [item.prompt.messages[-1]["content"] for item in few]
     likes = toy.Likes(lm, "aeiou")
     for record, item in zip(table.to_dict("records"), few, strict=True):
-        first, chosen = likes.score(
-            [[{"role": "assistant", "content": record[f"{which}_answer"]}] for which in ("first", "chosen")]
-        )
+        first, chosen = (likes.share(record[f"{which}_answer"]) for which in ("first", "chosen"))
         assert chosen >= first
         grade = rubric.grade(item.prompt.rubric, item.prompt.messages, record["chosen_answer"])
         assert record["chosen_quality"] == grade.utility
