@@ -91,6 +91,7 @@ def main() -> None:
             (work / "notebooks" / path.name).write_text(without_paths(nbformat.writes(book) + "\n", run))
     size = sum(path.stat().st_size for path in work.rglob("*") if path.is_file())
     if size > LIMIT:
+        shutil.rmtree(work)
         raise StarlingError(f"the reference would take {size:,} bytes, more than {LIMIT:,}: draw smaller figures")
     shutil.rmtree(manifest.REFERENCE, ignore_errors=True)
     work.rename(manifest.REFERENCE)

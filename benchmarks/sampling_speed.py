@@ -38,9 +38,9 @@ def measure() -> float:
     lm = models.load()
     chosen = prompts.load(split="train")[:96]
     asked, names = [lm.chat.prompt_ids(prompt.messages) for prompt in chosen], [prompt.id for prompt in chosen]
-    models.sample(lm, asked[:8], names[:8], max_new_tokens=8, capture=26)
+    models.sample(lm, asked[:8], names[:8], max_new_tokens=8, capture={26})
     began = time.perf_counter()
-    found = models.sample(lm, asked, names, max_new_tokens=64, capture=26)
+    found = models.sample(lm, asked, names, max_new_tokens=64, capture={26})
     return sum(len(item.ids) for item in found) / (time.perf_counter() - began)
 
 

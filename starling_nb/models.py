@@ -13,7 +13,7 @@ import json
 import logging
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -206,7 +206,7 @@ def sample(
     max_new_tokens: int = 80,
     temperature: float = 1.0,
     batch: int = 128,
-    capture: int | None = None,
+    capture: Collection[int] = (),
     progress: Progress | None = None,
 ) -> list[Sample]:
     """Sample one answer for each prompt.
@@ -219,7 +219,7 @@ def sample(
         max_new_tokens: cap on answer tokens, the end-of-turn token included.
         temperature: logits are divided by it; 0 means greedy.
         batch: sequences in flight.
-        capture: index of a decoder block whose input states are kept (see :class:`Sample`).
+        capture: indices of decoder blocks whose input states are kept (see :class:`Sample`).
         progress: called with (sampled tokens, items done) after every decoding step.
 
     Returns:
@@ -233,7 +233,7 @@ def sample(
     if max_new_tokens < 1 or batch < 1 or not temperature >= 0:
         raise ModelError("sampling needs max_new_tokens and batch of at least 1 and a temperature of at least 0")
     samples = [Sample(list(prompt)) for prompt in prompts]
-    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), ids[i]))
+    order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), list(prompts[i]), ids[i]))
     for start in range(0, len(order), batch):
         rows = [samples[i] for i in order[start : start + batch]]
         numbers = [files.rng(seed, "sample", ids[i]).random(max_new_tokens) for i in order[start : start + batch]]

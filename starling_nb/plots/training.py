@@ -35,13 +35,15 @@ LABELS = {
     "value_loss": "critic loss",
     "policy_loss": "policy loss",
     "rubric": "rubric (1 to 10)",
-    "grad_norm": "gradient norm",
+    "explained": "return explained by the critic (share)",
+    "sampler_gap": "sampler − trainer (nats a token)",
 }
 
 
 @styled
 def loss_curves(df: pd.DataFrame, levels: Mapping[str, float] | None = None, unit: str = "loss (nats)") -> Figure:
-    """Loss over optimiser steps; a band shows 95 % over seeds where a step occurs more than once.
+    """Loss over optimiser steps, pale, and its running mean over a twelfth of the run; a band shows 95 % over seeds
+    where a step occurs more than once.
 
     Args:
         df: ``step, loss``, optionally ``method`` (colour) and ``split`` (line style).
@@ -52,7 +54,9 @@ def loss_curves(df: pd.DataFrame, levels: Mapping[str, float] | None = None, uni
     fig = Picture(figsize=(7, 4), layout="constrained")
     ax = fig.subplots()
     by = {"style": "split"} if "split" in df else {}
-    _curve(ax, df, "loss", _palette(df) if "method" in df else None, **by)
+    palette = _palette(df) if "method" in df else None
+    _curve(ax, df, "loss", palette, **by, alpha=0.25, legend=False)
+    _curve(ax, _running_mean(df), "loss", palette, **by)
     for colour, (label, value) in zip(COLOURS[7:] + COLOURS, (levels or {}).items(), strict=False):
         ax.axhline(value, color=colour, linestyle=":", linewidth=1.5, label=label)
     ax.set(xlabel="optimiser step", ylabel=unit)
@@ -145,6 +149,15 @@ def _in_order(df: pd.DataFrame, column: str, names: list[str]) -> pd.DataFrame:
 
 def _palette(df: pd.DataFrame) -> dict[str, str]:
     return dict(zip(df["method"].unique(), cycle(), strict=False))
+
+
+def _running_mean(df: pd.DataFrame) -> pd.DataFrame:
+    """``loss`` averaged over the neighbouring steps of its own run."""
+    runs = [df[column] for column in ("method", "split", "seed") if column in df] or [pd.Series(0, df.index)]
+    window = max(1, df["step"].nunique() // 12)
+    ordered = df.sort_values("step")
+    smooth = ordered.groupby(runs)["loss"].transform(lambda loss: loss.rolling(window, 1, center=True).mean())
+    return ordered.assign(loss=smooth)
 
 
 def _curve(ax: Axes, df: pd.DataFrame, y: str, palette: dict[str, str] | None, **by: Any) -> None:

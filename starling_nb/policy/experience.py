@@ -155,7 +155,7 @@ def similar_lengths(rollouts: Sequence[Rollout], recipe: Recipe) -> list[list[in
     """Row indices of each minibatch; the two answers of one P3O prompt stay side by side."""
     unit = 2 if recipe.objective == "p3o" else 1
     groups = [list(range(i, i + unit)) for i in range(0, len(rollouts), unit)]
-    groups.sort(key=lambda g: max(len(rollouts[i].trunk) for i in g))
+    groups.sort(key=lambda g: max(rollouts[i].length for i in g))
     per = max(1, recipe.minibatch // unit)
     return [[i for group in groups[s : s + per] for i in group] for s in range(0, len(groups), per)]
 

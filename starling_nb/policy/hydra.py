@@ -63,38 +63,33 @@ def collate(states: Sequence[Tensor], prompts: Sequence[int], answers: Sequence[
 
 
 class TokenLogprobs(torch.autograd.Function):
-    """Log-probabilities of given tokens, in chunks: the full-vocabulary tensor never outlives a chunk."""
+    """Log-probabilities of given tokens under a frozen head, in chunks.
+
+    One number a token has one vector a token as its gradient. That vector is computed on the way forward, while the
+    chunk's probabilities are at hand: nothing as large as the vocabulary is kept or computed twice.
+    """
 
     CHUNK = 512
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
         """``[tokens]`` log-probabilities (nats) from hidden ``[tokens, width]`` and head ``[vocabulary, width]``."""
-        out, normalisers = [], []
+        out, slopes = [], []
         for part, ids in zip(hidden.split(TokenLogprobs.CHUNK), targets.split(TokenLogprobs.CHUNK), strict=True):
             logits = (part.to(weight.dtype) @ weight.T).float()
-            normaliser = logits.logsumexp(-1)
-            out.append(logits.gather(-1, ids[:, None])[:, 0] - normaliser)
-            normalisers.append(normaliser)
-        ctx.save_for_backward(hidden, weight, targets, torch.cat(normalisers))
+            normaliser = logits.logsumexp(-1, keepdim=True)
+            out.append((logits.gather(-1, ids[:, None]) - normaliser)[:, 0])
+            if ctx.needs_input_grad[0]:
+                probs = logits.sub_(normaliser).exp_().to(weight.dtype)
+                slopes.append(weight[ids].to(hidden.dtype) - (probs @ weight).to(hidden.dtype))
+        if slopes:
+            ctx.save_for_backward(torch.cat(slopes))
         return torch.cat(out)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor | None, None]:
-        """Gradient by recomputing each chunk's probabilities: (one-hot − p) · W."""
-        hidden, weight, targets, normalisers = ctx.saved_tensors
-        chunks = [t.split(TokenLogprobs.CHUNK) for t in (hidden, targets, normalisers, grads[0])]
-        hidden_grads = []
-        weight_grad = torch.zeros_like(weight, dtype=torch.float32) if ctx.needs_input_grad[1] else None
-        for part, ids, normaliser, grad in zip(*chunks, strict=True):
-            probs = ((part.to(weight.dtype) @ weight.T).float() - normaliser[:, None]).exp_()
-            slope = probs.mul_(-grad[:, None])
-            slope.scatter_add_(1, ids[:, None], grad[:, None])
-            slope = slope.to(weight.dtype)
-            hidden_grads.append((slope @ weight).to(hidden.dtype))
-            if weight_grad is not None:
-                weight_grad += slope.T.float() @ part.float()
-        return torch.cat(hidden_grads), None if weight_grad is None else weight_grad.to(weight.dtype), None
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        """(one-hot − p) · W, times the gradient of each token's log-probability."""
+        return grads[0][:, None] * ctx.saved_tensors[0], None, None
 
 
 @dataclass(frozen=True)
@@ -153,10 +148,9 @@ class Hydra(nn.Module):
         head: Any = self.head
         parts = []
         for mine, other, ids in zip(ours.split(512), theirs.split(512), batch.targets.split(512), strict=True):
-            p = torch.log_softmax((mine.to(head.dtype) @ head.T).float(), -1)
-            q = torch.log_softmax((other.to(head.dtype) @ head.T).float(), -1)
-            probs = p.exp()
+            p, q = (torch.log_softmax((x.to(head.dtype) @ head.T).float(), -1) for x in (mine, other))
             picked = [x.gather(-1, ids[:, None])[:, 0] for x in (p, q)]
-            parts.append([*picked, (probs * (p - q)).sum(-1), -(probs * p).sum(-1)])
+            probs = p.exp()
+            parts.append([*picked, torch.linalg.vecdot(probs, q.sub_(p)).neg_(), -torch.linalg.vecdot(probs, p)])
         logprobs, reference, kl, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
         return Comparison(logprobs, reference, kl, entropy, self.value_head(ours.float())[:, 0].float())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import pandas as pd
 import torch
@@ -27,7 +27,7 @@ def held_out(
     samples: int,
     seed: int,
     max_new_tokens: int,
-    capture: int | None = None,
+    capture: Collection[int] = (),
     desc: str = "held-out answers",
 ) -> list[Rollout]:
     """``samples`` answers a prompt at temperature 1; equal seeds give equal random numbers to every model."""
@@ -78,7 +78,7 @@ def change(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
 @torch.no_grad()
 def divergence(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, batch: int = 16) -> Interval:
     """KL(policy ‖ start model) in nats a sequence: exact over the vocabulary, summed over the sampled tokens."""
-    order = sorted(rollouts, key=lambda r: len(r.trunk))
+    order = sorted(rollouts, key=lambda r: r.length)
     sums, ids = [], []
     for first in range(0, len(order), batch):
         part = order[first : first + batch]

@@ -18,7 +18,7 @@ from starling_nb import files, losses
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, collate
-from starling_nb.reward.training import Prepared
+from starling_nb.reward.training import Comparison, Prepared
 
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -27,8 +27,6 @@ Report = Callable[[int, int, dict[str, float]], None]
 class Recipe:
     """How DPO is run; ``beta`` 0.1 as in the authors' script (eric-mitchell/direct-preference-optimization)."""
 
-    pairs: int = 320
-    """Pairs trained on; each is two sequences of the budget."""
     batch: int = 8
     lr: float = 2e-5
     beta: float = 0.1
@@ -45,34 +43,35 @@ class Pair:
     answers: tuple[list[int], list[int]]
 
 
-def pairs(prepared: Sequence[Prepared], n: int, seed: int) -> list[Pair]:
-    """Draw ``n`` pairs from packed comparisons, one comparison after another, better answer first.
+def pairs(comparisons: Sequence[Comparison], n: int, seed: int) -> list[Comparison]:
+    """Draw ``n`` pairs, one comparison after another: comparisons of two answers, the better one first.
 
     Raises:
         StarlingError: there is no comparison with two differently ranked answers.
     """
-    drawn: list[Pair] = []
+    drawn: list[Comparison] = []
     place = 0
-    prepared = [item for item in prepared if len(set(item.ranks.tolist())) > 1]
-    if not prepared:
+    ranked = [comparison for comparison in comparisons if len(set(comparison.ranks)) > 1]
+    if not ranked:
         raise StarlingError("DPO needs comparisons with at least two differently ranked answers")
     while len(drawn) < n:
-        epoch, offset = divmod(place, len(prepared))
-        item = prepared[int(files.rng(seed, "dpo", epoch).permutation(len(prepared))[offset])]
+        epoch, offset = divmod(place, len(ranked))
+        one = ranked[int(files.rng(seed, "dpo", epoch).permutation(len(ranked))[offset])]
         place += 1
-        i, j = (int(x) for x in files.rng(seed, "dpo pair", place).choice(len(item.ranks), 2, replace=False))
-        if item.ranks[i] == item.ranks[j]:
-            continue
-        better, worse = (i, j) if item.ranks[i] < item.ranks[j] else (j, i)
-        (s1, a1), (s2, a2) = (_one(item, k) for k in (better, worse))
-        drawn.append(Pair((s1, s2), int((item.packed.segments == 0).sum()), (a1, a2)))
+        chosen = files.rng(seed, "dpo pair", place).choice(len(one.ranks), 2, replace=False)
+        first, second = sorted(chosen.tolist(), key=lambda i: one.ranks[i])
+        if one.ranks[first] < one.ranks[second]:
+            answers, names = ([column[i] for i in (first, second)] for column in (one.answers, one.responders))
+            drawn.append(Comparison(one.prompt_id, one.messages, answers, names, [1.0, 2.0]))
     return drawn
 
 
-def _one(item: Prepared, answer: int) -> tuple[Tensor, list[int]]:
-    """Trunk states of the prompt and one answer of a packed comparison, and the answer's ids."""
-    mine = item.packed.segments == answer + 1
-    return item.states[(item.packed.segments == 0) | mine], item.packed.ids[mine].tolist()
+def _pair(item: Prepared) -> Pair:
+    """A packed comparison of two answers, taken apart."""
+    segments = item.packed.segments
+    states = [item.states[(segments == 0) | (segments == k)] for k in (1, 2)]
+    answers = [item.packed.ids[segments == k].tolist() for k in (1, 2)]
+    return Pair((states[0], states[1]), int((segments == 0).sum()), (answers[0], answers[1]))
 
 
 def tune(
@@ -85,16 +84,20 @@ def tune(
 ) -> tuple[Hydra, list[dict[str, float]]]:
     """Train the top blocks with DPO and write them into ``lm``; one record a step: loss, margin, accuracy.
 
+    ``prepared`` are the :func:`pairs`, after :func:`starling_nb.reward.training.prepare`, in the order of training.
+
     Raises:
-        StarlingError: as :func:`pairs`; or the loss is not a number.
+        StarlingError: the loss is not a number.
     """
     torch.manual_seed(recipe.seed)
     accelerator = lm.accelerator()
     hydra: Any = Hydra(lm, recipe.trainable)
-    optimizer: Any = torch.optim.AdamW(hydra.top.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0)
+    optimizer: Any = torch.optim.AdamW(
+        hydra.top.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
     hydra, optimizer = accelerator.prepare(hydra, optimizer)
     plain: Hydra = accelerator.unwrap_model(hydra)
-    drawn = pairs(prepared, recipe.pairs, recipe.seed)
+    drawn = [_pair(item) for item in prepared]
     batches = [drawn[i : i + recipe.batch] for i in range(0, len(drawn), recipe.batch)]
     history = _restore(checkpoint, plain, optimizer)
     for step in range(len(history), len(batches)):

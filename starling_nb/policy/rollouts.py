@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from starling_nb.reward.model import Reading, RewardModel
 
 @dataclass
 class Rollout:
-    """One sampled answer: ``trunk`` ``[prompt + answer + end-of-turn tokens, width]``, ``score`` raw reward units.
+    """One sampled answer and its ``score``, raw reward units.
 
     ``means`` is what the reward model reads in the unfinished answer (:class:`starling_nb.reward.model.Reading`); None
     where its tokens are not the policy's.
@@ -30,28 +30,35 @@ class Rollout:
     means: Tensor | None = None
 
     @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.sample.prompt) + len(self.sample.ids)
+
+    @property
     def trunk(self) -> Tensor:
-        """Trunk states kept while sampling."""
-        assert self.sample.trunk is not None
-        return self.sample.trunk
+        """States that enter the highest captured block, the policy's first own, ``[at least length, width]``."""
+        return self.sample.states[max(self.sample.states)]
 
 
 class RewardOnTrunk:
-    """Scores rollouts with a reward model; where it stands on the policy's own frozen trunk, that is not run again.
+    """Scores rollouts with a reward model; the blocks that it shares with the policy's frozen trunk are not run again.
 
     Args:
         reward: the reward model.
         lm: the policy's language model.
-        start: first block above the shared trunk.
+        start: the policy's first own block.
+
+    ``shared`` counts the shared blocks: collect rollouts with the states that enter block ``shared`` kept, unless it
+    is 0.
     """
 
     def __init__(self, reward: RewardModel, lm: LM, start: int) -> None:
-        self.reward, self.start, self.eos = reward, start, lm.chat.eos_id
+        self.reward, self.eos = reward, lm.chat.eos_id
         self.same_tokens = (
             reward.chat.template == lm.chat.template
             and reward.chat.tokenizer.get_vocab() == lm.chat.tokenizer.get_vocab()
         )
-        self.shared = self.same_tokens and _same_trunk(reward.transformer, lm.model.model, start)
+        self.shared = _shared_blocks(reward.transformer, lm.model.model, start) if self.same_tokens else 0
 
     def __call__(self, rollouts: Sequence[Rollout], batch: int = 32) -> None:
         """Give every rollout its raw score and, where the tokens are the policy's, its ``means``.
@@ -75,12 +82,13 @@ class RewardOnTrunk:
     @torch.inference_mode()
     def _on_trunk(self, rollouts: Sequence[Rollout], closed: Sequence[Encoded], batch: int) -> list[Reading]:
         readings: dict[int, Reading] = {}
-        order = sorted(range(len(rollouts)), key=lambda i: len(rollouts[i].trunk))
+        order = sorted(range(len(rollouts)), key=lambda i: rollouts[i].length)
         for first in range(0, len(order), batch):
             rows = order[first : first + batch]
-            states = torch.nn.utils.rnn.pad_sequence([rollouts[i].trunk for i in rows], batch_first=True)
+            kept = [rollouts[i].sample.states[self.shared] for i in rows]
+            states = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
             spans = [(closed[i].prompt_length, len(closed[i].ids)) for i in rows]
-            readings |= zip(rows, self.reward.read(states, self.start, spans), strict=True)
+            readings |= zip(rows, self.reward.read(states, self.shared, spans), strict=True)
         return [readings[i] for i in range(len(rollouts))]
 
 
@@ -91,7 +99,7 @@ def collect(
     *,
     seed: int,
     max_new_tokens: int,
-    capture: int | None,
+    capture: Collection[int] = (),
     temperature: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
 ) -> list[Rollout]:
@@ -109,10 +117,15 @@ def collect(
     return [Rollout(p, s, lm.chat.decode(s.ids)) for p, s in zip(prompts, samples, strict=True)]
 
 
-def _same_trunk(one: Any, other: Any, stop: int) -> bool:
-    if one.config.hidden_size != other.config.hidden_size or len(one.layers) != len(other.layers):
-        return False
-    pairs = [(one.embed_tokens.weight, other.embed_tokens.weight)]
-    for ours, theirs in zip(one.layers[:stop], other.layers[:stop], strict=True):
-        pairs += zip(ours.parameters(), theirs.parameters(), strict=True)
+def _shared_blocks(one: Any, other: Any, most: int) -> int:
+    """How many blocks from the bottom, at most ``most``, are the same in two decoders of one shape."""
+    if one.config.hidden_size != other.config.hidden_size or not _equal(one.embed_tokens, other.embed_tokens):
+        return 0
+    pairs = list(zip(one.layers, other.layers, strict=False))[:most]
+    return next((place for place, (ours, theirs) in enumerate(pairs) if not _equal(ours, theirs)), len(pairs))
+
+
+def _equal(one: Any, other: Any) -> bool:
+    """Whether two modules have the same weights in the same type on the same device."""
+    pairs = zip(one.parameters(), other.parameters(), strict=True)
     return all(a.dtype == b.dtype and a.device == b.device and torch.equal(a, b) for a, b in pairs)

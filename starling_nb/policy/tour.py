@@ -8,21 +8,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pandas as pd
 import torch
 
 from starling_nb import losses
+from starling_nb.blocks import first_trainable
 from starling_nb.models import LM
 from starling_nb.nectar import dataset
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import measure, offline, tuning
 from starling_nb.policy.hydra import Hydra
-from starling_nb.policy.rollouts import Rollout
+from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
 from starling_nb.reward import RewardModel
 from starling_nb.reward.comparisons import of_rows
 from starling_nb.reward.training import prepare
-from starling_nb.stats import paired_difference
 
 Named = Callable[[str], Callable[[int, int, dict[str, float]], None]]
 ONLINE: tuple[Literal["apa", "ppo", "p3o"], ...] = ("apa", "ppo", "p3o")
@@ -39,7 +38,7 @@ class Arms:
 
 def apa_parabolas(advantage: float = 1.0, anchor: float = -2.0) -> pd.DataFrame:
     """APA's loss of one token over its log-probability for three λ: columns logprob, loss, lambda."""
-    grid = torch.linspace(-6, 2, 161)
+    grid = torch.linspace(-6, 0, 25)
     rows = []
     for lam in (0.5, 1.0, 2.0):
         one = torch.ones(1, 1)
@@ -93,63 +92,61 @@ def _dpo(
     named: Named,
 ) -> Hydra:
     """DPO on pairs of the data set's training rows, two sequences a pair, as many sequences as a short arm."""
-    n = steps * recipe.rollouts * recipe.epochs // 2
     known = {dataset.key(prompt.messages) for prompt in train}
-    comparisons = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known][: max(8, n)]
+    comparisons = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known]
+    pairs = offline.pairs(comparisons, steps * recipe.rollouts * recipe.epochs // 2, recipe.seed)
     fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
-    prepared = prepare(fresh, comparisons, recipe.trainable, named("trunk for DPO"))
-    own = offline.Recipe(
-        pairs=n, batch=recipe.minibatch // 2, lr=recipe.lr, trainable=recipe.trainable, seed=recipe.seed
-    )
+    prepared = prepare(fresh, pairs, recipe.trainable, named("trunk for DPO"))
+    own = offline.Recipe(batch=recipe.minibatch // 2, lr=recipe.lr, trainable=recipe.trainable, seed=recipe.seed)
     return offline.tune(fresh, prepared, own, checkpoint=checkpoints / "dpo.pt", report=named("DPO"))[0]
 
 
-def after(lm: LM, hydra: Hydra, prompts: Sequence[Prompt], p: Any, samples: int, method: str) -> list[Rollout]:
-    """Held-out answers of a tuned policy, trunk states kept, under the parameters ``p`` of the stage."""
+def before(lm: LM, reward: RewardModel, prompts: Sequence[Prompt], p: Any) -> list[Rollout]:
+    """The start model's answers to held-out prompts, scored, under the parameters ``p`` of the stage."""
+    start = first_trainable(p.trainable, len(lm.model.model.layers))
+    return _answers(lm, reward, prompts, p, start, p.samples, "held-out answers")
+
+
+def after(
+    lm: LM, hydra: Hydra, reward: RewardModel, prompts: Sequence[Prompt], p: Any, samples: int, method: str
+) -> list[Rollout]:
+    """A tuned policy's answers to the same prompts with the same random numbers."""
     tuned = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
     hydra.top.write_into(tuned.model.model)
-    return measure.held_out(
-        tuned,
+    return _answers(tuned, reward, prompts, p, hydra.start, samples, f"held-out answers after {method.upper()}")
+
+
+def _answers(
+    lm: LM, reward: RewardModel, prompts: Sequence[Prompt], p: Any, start: int, samples: int, desc: str
+) -> list[Rollout]:
+    score = RewardOnTrunk(reward, lm, start)
+    rollouts = measure.held_out(
+        lm,
         prompts,
         samples=samples,
         seed=p.seed,
         max_new_tokens=p.max_new_tokens,
-        capture=hydra.start,
-        desc=f"held-out answers after {method.upper()}",
+        capture={start, score.shared or start},
+        desc=desc,
     )
+    score(rollouts)
+    return rollouts
 
 
-def compare_methods(
-    before: Sequence[Rollout], answers: Mapping[str, Sequence[Rollout]], reward: RewardModel
-) -> pd.DataFrame:
+def compare_methods(before: Sequence[Rollout], after: Mapping[str, Sequence[Rollout]]) -> pd.DataFrame:
     """Change of rubric utility, reward and length by method: method, metric, value, low, high, n.
 
     A method with fewer samples a prompt than ``before`` is compared with the first ones, which share its random
-    numbers; the reward is that of each prompt's first answer.
+    numbers.
     """
     rows = []
-    base, start = np.array(_scores(reward, _firsts(before))), measure.grade(before)
-    for method, rollouts in answers.items():
+    for method, rollouts in after.items():
         every = len(before) // len(rollouts)
-        graded, same = measure.grade(rollouts), start[::every].reset_index(drop=True)
-        gaps = {
-            "rubric": paired_difference(graded.utility, same.utility, clusters=same.prompt_id),
-            "reward": paired_difference(np.array(_scores(reward, _firsts(rollouts))), base),
-            "words": paired_difference(graded.words, same.words, clusters=same.prompt_id),
-        }
-        rows += [{"method": method, "metric": metric, **vars(gap)} for metric, gap in gaps.items()]
+        fewer = [rollout for place, rollout in enumerate(before) if place % every < 1]
+        start, tuned = (measure.grade(side).assign(reward=[r.score for r in side]) for side in (fewer, rollouts))
+        for metric, column in {"rubric": "utility", "reward": "reward", "words": "words"}.items():
+            rows.append({"method": method, "metric": metric, **vars(measure.gain(start, tuned, column))})
     return pd.DataFrame(rows)
-
-
-def _firsts(rollouts: Sequence[Rollout]) -> list[Rollout]:
-    """The first answer to each prompt."""
-    return list({rollout.prompt.id: rollout for rollout in reversed(rollouts)}.values())[::-1]
-
-
-def _scores(reward: RewardModel, rollouts: Sequence[Rollout]) -> list[float]:
-    """Rewards of answer texts, by the whole reward model (no shared trunk)."""
-    conversations = [[*r.prompt.messages, {"role": "assistant", "content": r.text or " "}] for r in rollouts]
-    return reward.score(conversations)
 
 
 def long_form(table: pd.DataFrame) -> pd.DataFrame:

@@ -132,7 +132,7 @@ def tune(
             ids,
             seed=recipe.seed,
             max_new_tokens=recipe.max_new_tokens,
-            capture=plain.start,
+            capture={plain.start, score.shared or plain.start},
             progress=progress.sampling(len(ids), f"{recipe.objective.upper()} step {step + 1}, rollouts"),
         )
         score(rollouts)
@@ -162,8 +162,8 @@ def _start(lm: LM, recipe: Recipe) -> _Loop:
             {"params": list(hydra.value_head.parameters()), "lr": recipe.value_lr},
         ],
         betas=(0.9, 0.95),
-        eps=1e-8,
         weight_decay=1e-6,
+        fused=True,
     )
     return _Loop(accelerator, *accelerator.prepare(hydra, optimizer))
 

@@ -125,6 +125,7 @@ def train(
         ],
         betas=(0.9, 0.95),
         weight_decay=recipe.weight_decay,
+        fused=True,
     )
     base = [group["lr"] for group in optimizer.param_groups]
     scorer, optimizer = accelerator.prepare(scorer, optimizer)

@@ -27,7 +27,7 @@ def lm() -> LM:
 def roll(lm: LM, n: int = 10) -> list[Rollout]:
     """Ragged answers, some cut by the cap, scored by their place."""
     prompts = [prompt for prompt in toy.prompts(toy.QUESTIONS) for _ in range(2)][:n]
-    found = collect(lm, prompts, [str(i) for i in range(n)], seed=0, max_new_tokens=30, capture=2)
+    found = collect(lm, prompts, [str(i) for i in range(n)], seed=0, max_new_tokens=30, capture={2})
     for place, rollout in enumerate(found):
         rollout.score = 0.1 * place - 0.3
     assert {rollout.sample.finished for rollout in found} == {True, False}
@@ -143,7 +143,7 @@ def test_the_two_answers_of_a_p3o_prompt_stay_side_by_side(lm: LM) -> None:
             for first, second in zip(part[::2], part[1::2], strict=True):
                 assert second == first + 1
                 assert rollouts[first].prompt is rollouts[second].prompt
-    longest = [max(len(rollouts[i].trunk) for i in part) for part in rows]
+    longest = [max(rollouts[i].length for i in part) for part in rows]
     assert longest == sorted(longest)
 
 

@@ -80,7 +80,7 @@ def test_grades_are_the_rubrics_and_changes_are_paired() -> None:
 
 def test_divergence_is_zero_at_the_start_and_summed_over_tokens() -> None:
     lm = toy.lm(seed=3)
-    rollouts = measure.held_out(lm, toy.prompts(toy.QUESTIONS), samples=1, seed=0, max_new_tokens=20, capture=2)
+    rollouts = measure.held_out(lm, toy.prompts(toy.QUESTIONS), samples=1, seed=0, max_new_tokens=20, capture={2})
     hydra = Hydra(lm, "last:1")
     assert measure.divergence(hydra, rollouts, torch.float32).value == 0.0
     with torch.no_grad():

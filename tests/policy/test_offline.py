@@ -16,15 +16,15 @@ from starling_nb.policy import offline
 from starling_nb.policy.offline import Recipe
 from starling_nb.reward.training import Prepared, prepare
 
-QUICK = Recipe(pairs=96, batch=8, lr=1e-2, trainable="last:2")
+QUICK = Recipe(batch=8, lr=1e-2, trainable="last:2")
 
 
 class Stop(Exception):  # noqa: N818
     """The plug is pulled."""
 
 
-def ready(lm: LM) -> list[Prepared]:
-    return prepare(lm, toy.comparisons(), "last:2")
+def ready(lm: LM, n: int = 96) -> list[Prepared]:
+    return prepare(lm, offline.pairs(toy.comparisons(), n, seed=0), "last:2")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -47,8 +47,9 @@ def test_the_loss_falls_and_the_margins_rise(dtype: torch.dtype) -> None:
 @torch.no_grad()
 def test_pairs_are_drawn_better_first_with_the_states_of_their_own_sequence() -> None:
     lm = toy.lm()
-    prepared, comparisons = ready(lm), toy.comparisons()
-    drawn = offline.pairs(prepared, 40, seed=0)
+    comparisons = toy.comparisons()
+    chosen = offline.pairs(comparisons, 40, seed=0)
+    drawn = [offline._pair(item) for item in prepare(lm, chosen, "last:2")]
     assert len(drawn) == 40
     worth = {
         (tuple(lm.chat.prompt_ids(c.messages)), answer): rank
@@ -72,18 +73,16 @@ def test_pairs_are_drawn_better_first_with_the_states_of_their_own_sequence() ->
             logits = lm.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
             due = torch.log_softmax(logits, -1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
             assert float(found) == pytest.approx(float(due), abs=1e-3)
-    again = offline.pairs(prepared, 40, seed=0)
-    assert [pair.answers for pair in again] == [pair.answers for pair in drawn]
-    assert [pair.answers for pair in offline.pairs(prepared, 40, seed=1)] != [pair.answers for pair in drawn]
+    assert offline.pairs(comparisons, 40, seed=0) == chosen
+    assert offline.pairs(comparisons, 40, seed=1) != chosen
 
 
 def test_comparisons_without_a_preference_are_passed_over_and_none_at_all_is_refused() -> None:
-    lm = toy.lm()
-    one, two, *_ = ready(lm)
-    tied = replace(two, ranks=torch.ones(4))
-    single = prepare(lm, toy.comparisons((1,)), "last:2")[0]
+    one, two, *_ = toy.comparisons()
+    tied = replace(two, ranks=[1.0] * 4)
+    single = toy.comparisons((1,))[0]
     drawn = offline.pairs([one, tied, single], 6, seed=0)
-    assert {pair.prompt for pair in drawn} == {int((one.packed.segments == 0).sum())}
+    assert {pair.prompt_id for pair in drawn} == {one.prompt_id}
     with pytest.raises(StarlingError, match="two differently ranked"):
         offline.pairs([tied, single], 6, seed=0)
 

@@ -32,7 +32,7 @@ def roll(lm: LM, n: int = 1, **settings: object) -> list[Rollout]:
     """Answers to every prompt, ``n`` each."""
     many = [prompt for prompt in PROMPTS for _ in range(n)]
     ids = [f"{i}" for i in range(len(many))]
-    return collect(lm, many, ids, **({"seed": 0, "max_new_tokens": 40, "capture": 2} | settings))  # type: ignore[arg-type]
+    return collect(lm, many, ids, **({"seed": 0, "max_new_tokens": 40, "capture": {2}} | settings))  # type: ignore[arg-type]
 
 
 def test_collected_answers_are_sampled_under_the_names_given() -> None:
@@ -54,7 +54,7 @@ def test_scores_on_the_shared_trunk_are_those_of_whole_sequences_with_an_end_of_
     reward, rollouts = reward_on(lm, readout), roll(lm, 3)
     assert {rollout.sample.finished for rollout in rollouts} == {True, False}
     scorer = RewardOnTrunk(reward, lm, 2)
-    assert scorer.shared
+    assert scorer.shared == 2
     closed = [
         Encoded([*s.prompt, *s.ids, *([] if s.finished else [lm.chat.eos_id])], len(s.prompt))
         for s in (rollout.sample for rollout in rollouts)
@@ -76,8 +76,8 @@ def test_scores_of_the_sampled_tokens_where_the_trunk_is_another() -> None:
     with torch.no_grad():
         reward.transformer.layers[0].mlp.up_proj.weight[0, 0] += 1e-3
     scorer = RewardOnTrunk(reward, lm, 2)
-    assert not scorer.shared
-    rollouts = roll(lm, capture=None)
+    assert scorer.shared == 0
+    rollouts = roll(lm, capture=())
     scorer(rollouts)
     texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
     plain = [place for place, rollout in enumerate(rollouts) if lm.chat._answer_ids(rollout.text) == rollout.sample.ids]
@@ -92,22 +92,23 @@ def test_scores_from_text_where_the_tokens_are_others() -> None:
     reward = reward_on(lm)
     reward.chat = copy.copy(lm.chat)
     reward.chat.template = "llama2"
-    rollouts = roll(lm, capture=None)
+    rollouts = roll(lm, capture=())
     RewardOnTrunk(reward, lm, 2)(rollouts)
     texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
     assert [rollout.score for rollout in rollouts] == pytest.approx(reward.score(texts), abs=1e-5)
     assert all(rollout.means is None for rollout in rollouts)
 
 
-def test_a_trunk_is_shared_only_where_every_weight_and_the_template_agree() -> None:
+def test_blocks_are_shared_as_far_as_every_weight_and_the_template_agree() -> None:
     lm = toy.lm()
-    assert RewardOnTrunk(reward_on(lm), lm, 2).shared
-    assert not RewardOnTrunk(reward_on(lm), lm, 3).shared  # the changed block would lie in the trunk
-    assert not RewardOnTrunk(reward_on(toy.lm(seed=1)), lm, 2).shared
-    assert not RewardOnTrunk(RewardModel(models.shallow(lm, 2).model.model, lm.chat), lm, 1).shared
+    assert RewardOnTrunk(reward_on(lm), lm, 2).shared == 2
+    assert RewardOnTrunk(reward_on(lm), lm, 1).shared == 1  # the policy's own blocks change
+    assert RewardOnTrunk(reward_on(lm), lm, 3).shared == 2  # so did the reward model's
+    assert RewardOnTrunk(reward_on(toy.lm(seed=1)), lm, 2).shared == 0
+    assert RewardOnTrunk(RewardModel(models.shallow(lm, 2).model.model, lm.chat), lm, 3).shared == 2
     half = toy.lm(dtype=torch.bfloat16)
-    assert not RewardOnTrunk(reward_on(half), lm, 2).shared
+    assert RewardOnTrunk(reward_on(half), lm, 2).shared == 0
     other = reward_on(lm)
     other.chat = copy.copy(lm.chat)
     other.chat.template = "llama2"
-    assert not RewardOnTrunk(other, lm, 2).shared
+    assert RewardOnTrunk(other, lm, 2).shared == 0
