@@ -204,7 +204,7 @@ def sample(
     *,
     seed: int = 0,
     max_new_tokens: int = 80,
-    temperature: float = 1.0,
+    temperature: float | Sequence[float] = 1.0,
     batch: int = 128,
     capture: Collection[int] = (),
     progress: Progress | None = None,
@@ -217,7 +217,7 @@ def sample(
         ids: one name an item; with ``seed`` it decides the item's randomness, whatever the batch or order.
         seed: see ``ids``.
         max_new_tokens: cap on answer tokens, the end-of-turn token included.
-        temperature: logits are divided by it; 0 means greedy.
+        temperature: logits are divided by it; 0 means greedy; one for all items, or one an item.
         batch: sequences in flight.
         capture: indices of decoder blocks whose input states are kept (see :class:`Sample`).
         progress: called with (sampled tokens, items done) after every decoding step.
@@ -230,20 +230,23 @@ def sample(
     """
     if len(prompts) != len(ids) or len(set(ids)) != len(ids):
         raise ModelError("sampling needs exactly one distinct id for each prompt")
-    if max_new_tokens < 1 or batch < 1 or not temperature >= 0:
+    heats = list(temperature) if isinstance(temperature, Sequence) else [temperature] * len(prompts)
+    if len(heats) != len(prompts):
+        raise ModelError(f"{len(heats)} temperatures for {len(prompts)} prompts: give one for all, or one a prompt")
+    if max_new_tokens < 1 or batch < 1 or not all(heat >= 0 for heat in heats):
         raise ModelError("sampling needs max_new_tokens and batch of at least 1 and a temperature of at least 0")
     samples = [Sample(list(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), list(prompts[i]), ids[i]))
     for start in range(0, len(order), batch):
-        rows = [samples[i] for i in order[start : start + batch]]
-        numbers = [files.rng(seed, "sample", ids[i]).random(max_new_tokens) for i in order[start : start + batch]]
+        places = order[start : start + batch]
+        numbers = [files.rng(seed, "sample", ids[i]).random(max_new_tokens) for i in places]
         before = sum(len(item.ids) for item in samples)
         decode(
             lm.model,
             lm.chat.eos_id,
-            rows,
+            [samples[i] for i in places],
             torch.from_numpy(np.stack(numbers)),
-            temperature=temperature,
+            torch.tensor([heats[i] for i in places]),
             capture=capture,
             progress=None if progress is None else _counted(progress, before, start),
         )

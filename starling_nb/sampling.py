@@ -37,24 +37,24 @@ class Sample:
     states: dict[int, Tensor] = field(default_factory=dict)
 
 
-def draw(logits: Tensor, uniforms: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+def draw(logits: Tensor, uniforms: Tensor, temperature: Tensor) -> tuple[Tensor, Tensor]:
     """Draw one token a row by inverting the cumulative distribution; one uniform number decides one token.
 
     Args:
         logits: ``[rows, vocabulary]``, float32.
         uniforms: ``[rows]`` in [0, 1).
-        temperature: 0 takes the largest logit.
+        temperature: ``[rows]``; 0 takes the largest logit.
 
     Returns:
         Token ids ``[rows]`` and their log-probabilities ``[rows]`` in nats (at temperature 0: under temperature 1).
     """
-    logits = logits / temperature if temperature not in (0, 1) else logits
+    greedy = temperature == 0
+    if bool(((temperature != 1) & ~greedy).any()):
+        logits = logits / torch.where(greedy, 1.0, temperature)[:, None].to(logits)
     heights = torch.sub(logits, logits.amax(-1, keepdim=True)).exp_()
-    if temperature == 0:
-        chosen = logits.argmax(-1)
-        total = heights.sum(-1, dtype=torch.float64)
-    else:
-        chosen, total = _invert(heights, uniforms)
+    chosen, total = _invert(heights, uniforms)
+    if bool(greedy.any()):
+        chosen = torch.where(greedy, logits.argmax(-1), chosen)
     return chosen, (heights.gather(-1, chosen[:, None])[:, 0] / total).log().float()
 
 
@@ -81,8 +81,8 @@ def decode(
     eos: int,
     samples: Sequence[Sample],
     uniforms: Tensor,
+    temperatures: Tensor,
     *,
-    temperature: float = 1.0,
     capture: Collection[int] = (),
     progress: Progress | None = None,
 ) -> None:
@@ -93,7 +93,7 @@ def decode(
         eos: the token that ends an answer.
         samples: answers to be filled; their prompts are given.
         uniforms: ``[samples, most answer tokens]`` in [0, 1), one number a token.
-        temperature: as for :func:`draw`.
+        temperatures: ``[samples]``, as for :func:`draw`.
         capture: indices of the decoder blocks whose input states are kept.
         progress: called after every step with (tokens sampled, answers finished) in this batch.
     """
@@ -117,7 +117,7 @@ def decode(
             layer.used = flight.width
             layer.keep(flight.owner)
         while True:
-            flight.choose(hidden, model.lm_head, temperature)
+            flight.choose(hidden, model.lm_head, temperatures)
             if progress is not None:
                 progress(flight.sampled, flight.done)
             flight.advance(cache)
@@ -187,7 +187,7 @@ class _Flight:
                     self.states[index].setdefault(block, []).append(states[row][-len(item.prompt) :])
         caught.clear()
 
-    def choose(self, hidden: Tensor, head: Any, temperature: float) -> None:
+    def choose(self, hidden: Tensor, head: Any, temperatures: Tensor) -> None:
         """Draw the next token of every unfinished answer below the cap."""
         places = [
             (row, index)
@@ -197,7 +197,9 @@ class _Flight:
         if not places:
             return
         rows, indices = (list(column) for column in zip(*places, strict=True))
-        chosen, logprobs = draw(head(hidden[rows]).float(), self.uniforms[indices, self.step], temperature)
+        chosen, logprobs = draw(
+            head(hidden[rows]).float(), self.uniforms[indices, self.step], temperatures[indices].to(hidden.device)
+        )
         for index, token, logprob in zip(indices, chosen.tolist(), logprobs.tolist(), strict=True):
             item = self.samples[index]
             item.ids.append(token)

@@ -143,6 +143,17 @@ def test_positions_are_explicit_and_start_at_nought_whatever_the_padding() -> No
         assert (positions[:, 0] == mask.sum(1) - 1).all()
 
 
+def test_answers_of_one_batch_keep_their_own_temperatures() -> None:
+    lm = toy.lm()
+    heats = [0.0, 0.6, 1.0, 0.0, 1.7, 1.0, 0.6, 0.0]
+    for place, (name, item) in enumerate(draw_all(lm, temperature=heats).items()):
+        alone = draw_all(lm, [place], temperature=heats[place])[name]
+        assert item.ids == alone.ids
+        assert item.logprobs == pytest.approx(alone.logprobs, abs=1e-5)
+    with pytest.raises(ModelError, match="2 temperatures for 8 prompts"):
+        draw_all(lm, temperature=[0.0, 1.0])
+
+
 def test_draws_follow_the_distribution() -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(40, generator=generator) * 2
@@ -150,7 +161,7 @@ def test_draws_follow_the_distribution() -> None:
     n = 20_000
     for temperature in (1.0, 0.5):
         uniforms = torch.rand(n, generator=generator, dtype=torch.float64)
-        chosen, logprobs = draw(logits.expand(n, -1), uniforms, temperature)
+        chosen, logprobs = draw(logits.expand(n, -1), uniforms, torch.full((n,), temperature))
         expected = torch.softmax(logits / temperature, -1)
         counts = torch.bincount(chosen, minlength=40).double()
         likely = expected * n > 5
@@ -166,8 +177,9 @@ def test_draws_follow_the_distribution() -> None:
 def test_the_ends_of_the_unit_interval_draw_possible_tokens() -> None:
     logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]] * 3)
     ends = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    assert draw(logits, ends, 1.0)[0].tolist() == [1, 3, 3]
-    assert draw(logits, ends, 0.0)[0].tolist() == [3, 3, 3]
+    assert draw(logits, ends, torch.ones(3))[0].tolist() == [1, 3, 3]
+    assert draw(logits, ends, torch.zeros(3))[0].tolist() == [3, 3, 3]
+    assert draw(logits, ends, torch.tensor([0.0, 0.7, 1.0]))[0].tolist() == [3, 3, 3]
 
 
 def test_progress_counts_over_all_batches() -> None:
@@ -201,6 +213,6 @@ def test_a_broken_off_run_leaves_the_model_as_it_was() -> None:
 
     item = Sample(prompts(lm)[0])
     with pytest.raises(KeyboardInterrupt):
-        decode(lm.model, lm.chat.eos_id, [item], torch.rand(1, 5), capture={1}, progress=stop)
+        decode(lm.model, lm.chat.eos_id, [item], torch.rand(1, 5), torch.ones(1), capture={1}, progress=stop)
     assert lm.model.config._attn_implementation == "sdpa"
     assert not lm.model.model.layers[1]._forward_pre_hooks

@@ -17,7 +17,7 @@ def answer(
     conversations: Mapping[str, Sequence[Message]],
     *,
     seed: int = 0,
-    temperature: float = 0.7,
+    temperature: float | Mapping[str, float] = 0.7,
     max_new_tokens: int = 256,
     batch: int = 128,
     desc: str = "answers",
@@ -28,7 +28,7 @@ def answer(
         lm: the model.
         conversations: messages that end with the user's turn, by item id.
         seed: decides, together with the item id, what is sampled.
-        temperature: 0 is greedy; AlpacaEval's configuration of Starling uses 0.7.
+        temperature: one for all, or by item id; 0 is greedy; AlpacaEval's configuration of Starling uses 0.7.
         max_new_tokens: cap on answer tokens.
         batch: sequences in flight.
         desc: name of the work in progress reports.
@@ -40,12 +40,13 @@ def answer(
         return {}
     from starling_nb import models
 
+    heats = temperature if isinstance(temperature, Mapping) else dict.fromkeys(conversations, temperature)
     samples = models.sample(
         lm,
         [lm.chat.prompt_ids(messages) for messages in conversations.values()],
         list(conversations),
         seed=seed,
-        temperature=temperature,
+        temperature=[heats[id] for id in conversations],
         max_new_tokens=max_new_tokens,
         batch=batch,
         progress=progress.sampling(len(conversations), desc),

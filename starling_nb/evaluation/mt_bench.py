@@ -142,19 +142,18 @@ def answer(
     """
     answers: dict[str, list[str]] = {question.id: [] for question in questions}
     for turn in range(1, max((len(question.turns) for question in questions), default=0) + 1):
-        for heat in sorted({temperature(question.category) for question in questions}):
-            waiting = [q for q in questions if temperature(q.category) == heat and len(q.turns) >= turn]
-            said = answer_all(
-                lm,
-                {f"{q.id}/{turn}": conversation(q, turn, answers[q.id]) for q in waiting},
-                seed=seed,
-                temperature=heat,
-                max_new_tokens=max_new_tokens,
-                batch=batch,
-                desc=f"{desc}, turn {turn}",
-            )
-            for question in waiting:
-                answers[question.id].append(said[f"{question.id}/{turn}"])
+        waiting = {f"{question.id}/{turn}": question for question in questions if len(question.turns) >= turn}
+        said = answer_all(
+            lm,
+            {id: conversation(question, turn, answers[question.id]) for id, question in waiting.items()},
+            seed=seed,
+            temperature={id: temperature(question.category) for id, question in waiting.items()},
+            max_new_tokens=max_new_tokens,
+            batch=batch,
+            desc=f"{desc}, turn {turn}",
+        )
+        for id, question in waiting.items():
+            answers[question.id].append(said[id])
     return answers
 
 

@@ -69,7 +69,7 @@ class TokenLogprobs(torch.autograd.Function):
     chunk's probabilities are at hand: nothing as large as the vocabulary is kept or computed twice.
     """
 
-    CHUNK = 512
+    CHUNK = 128  # tokens: their logits stay below the size from which an allocation is a call to the system
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -147,7 +147,8 @@ class Hydra(nn.Module):
         theirs = self.reference(batch.states, batch.positions)[batch.rows, batch.columns]
         head: Any = self.head
         parts = []
-        for mine, other, ids in zip(ours.split(512), theirs.split(512), batch.targets.split(512), strict=True):
+        chunks = [x.split(TokenLogprobs.CHUNK) for x in (ours, theirs, batch.targets)]
+        for mine, other, ids in zip(*chunks, strict=True):
             p, q = (torch.log_softmax((x.to(head.dtype) @ head.T).float(), -1) for x in (mine, other))
             picked = [x.gather(-1, ids[:, None])[:, 0] for x in (p, q)]
             probs = p.exp()
