@@ -23,8 +23,8 @@ class Stop(Exception):  # noqa: N818
     """The plug is pulled."""
 
 
-def ready(lm: LM, n: int = 96) -> list[Prepared]:
-    return prepare(lm, offline.pairs(toy.comparisons(), n, seed=0), "last:2")
+def ready(lm: LM) -> list[Prepared]:
+    return prepare(lm, offline.pairs(toy.comparisons(), 96, seed=0), "last:2")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -93,7 +93,7 @@ def test_every_pass_sees_the_weights_of_the_step_before(dtype: torch.dtype, monk
     moved: list[float] = []
 
     def watched(logprobs: Tensor, old: Tensor, *rest: Any, **settings: Any) -> Tensor:
-        moved.append(float((logprobs - old).detach().abs().max()))
+        moved.append(float((logprobs - old).detach().abs().mean()))
         return ppo(logprobs, old, *rest, **settings)
 
     ppo = losses.ppo
@@ -101,8 +101,7 @@ def test_every_pass_sees_the_weights_of_the_step_before(dtype: torch.dtype, monk
     lm = toy.lm(dtype=dtype)
     tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(ONE, objective="ppo", lr=1e-3, epochs=3, minibatch=8))
     assert moved[0] < 1e-2
-    assert moved[1] > 0.02
-    assert abs(moved[2] - moved[1]) > 0.01
+    assert 0.02 < moved[1] < moved[2]
 
 
 def test_bfloat16_learns_as_well() -> None:
