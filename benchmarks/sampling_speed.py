@@ -18,10 +18,9 @@ import sys
 import time
 from typing import Any
 
+from benchmarks import records
 from starling_nb import files
-from starling_nb.runner import manifest
 
-RESULTS = files.ROOT / "benchmarks" / "results" / "sampling_speed.json"
 SETTINGS = {
     "no spinning": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
     "2,000 turns (ours)": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"},
@@ -71,15 +70,13 @@ def main() -> None:
     if asked.here:
         print(json.dumps(measure()))
         return
-    about = manifest.head("benchmark", [])
-    found: dict[str, Any] = {"git": about["git"], "cpu": about["env"]["cpu"], "cores": about["env"]["cores"]}
+    found: dict[str, Any] = {}
     for neighbours in (0, 1):
         speeds = in_turn(asked.rounds, neighbours)
         base = statistics.median(speeds["no spinning"])
         ratios = {name: round(statistics.median(values) / base, 2) for name, values in speeds.items()}
         found[f"{neighbours} busy neighbours"] = {"tokens_per_second": speeds, "ratio": ratios}
-    files.write_json(RESULTS, found)
-    print(RESULTS)
+    records.keep("sampling_speed.json", found)
 
 
 if __name__ == "__main__":

@@ -255,7 +255,7 @@ def test_any_openai_compatible_server_can_judge_and_no_key_is_needed_or_written(
     assert outcome.error is None
     assert outcome.value is not None
     assert sorted(outcome.value.ranking) == [0, 1, 2]
-    assert SECRET not in (tmp_path / "ledger").read_text(encoding="utf-8")
+    assert all(SECRET.encode() not in file.read_bytes() for file in tmp_path.iterdir())
     assert capsys.readouterr() == ("", "")
 
 

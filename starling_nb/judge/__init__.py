@@ -3,29 +3,29 @@
 A stage supplies :class:`Request`; nothing here knows what is being judged.
 """
 
-from starling_nb.judge.client import (
-    Budget,
-    BudgetExceeded,
-    Judge,
-    JudgeStopped,
-    JudgeUnavailable,
-    Outcome,
-    Request,
-)
-from starling_nb.judge.ledger import Ledger
+from starling_nb.judge.asking import Outcome, Request
+from starling_nb.judge.batch import Batches
+from starling_nb.judge.client import Judge
+from starling_nb.judge.ledger import Attempt, Ledger
 from starling_nb.judge.perceive import Calibration, perceive
 from starling_nb.judge.simulated import Opinion, Shown, SimulatedJudge, register
+from starling_nb.judge.spending import Budget, BudgetExceeded, Forecast, JudgeStopped, Price
+from starling_nb.judge.wire import JudgeUnavailable
 
 __all__ = [
+    "Attempt",
+    "Batches",
     "Budget",
     "BudgetExceeded",
     "Calibration",
+    "Forecast",
     "Judge",
     "JudgeStopped",
     "JudgeUnavailable",
     "Ledger",
     "Opinion",
     "Outcome",
+    "Price",
     "Request",
     "Shown",
     "SimulatedJudge",

@@ -11,92 +11,23 @@ import asyncio
 import os
 import threading
 from collections import defaultdict
-from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from starling_nb.errors import StarlingError
-from starling_nb.judge.ledger import Ledger, Record, key
-from starling_nb.judge.wire import JudgeStopped, JudgeUnavailable, Unanswered, Wire
+from starling_nb.judge.asking import Outcome, Request
+from starling_nb.judge.ledger import Ledger
+from starling_nb.judge.session import Session, known
+from starling_nb.judge.spending import PRICES, Budget, Forecast, JudgeStopped, Price, Spending
+from starling_nb.judge.wire import Wire
 
-__all__ = ["Budget", "BudgetExceeded", "Judge", "JudgeStopped", "JudgeUnavailable", "Outcome", "Request"]
+if TYPE_CHECKING:
+    from starling_nb.judge.batch import Batches
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Request(Generic[T]):
-    """One thing to ask: ``parse`` turns the reply's text into a value or raises StarlingError or ValueError.
-
-    ``params`` are chat-completions parameters such as ``temperature``, ``max_tokens`` and ``seed``.
-    """
-
-    id: str
-    messages: list[dict[str, str]]
-    params: dict[str, Any]
-    parse: Callable[[str], T]
-
-
-@dataclass(frozen=True)
-class Outcome(Generic[T]):
-    """What came of a request: a value, or an error text that begins with the error's type.
-
-    ``reply`` is the last raw reply ("" where none came); ``usage`` sums tokens over the samples that were
-    asked, those from the ledger included; ``cached`` says that nothing new was paid.
-    """
-
-    id: str
-    value: T | None
-    error: str | None
-    reply: str
-    usage: dict[str, int]
-    cached: bool
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The most a :class:`Judge` may spend in its life: requests, tokens (prompt and reply), or both."""
-
-    requests: int | None = None
-    tokens: int | None = None
-
-
-class BudgetExceeded(JudgeStopped):
-    """The next request would cost more than the budget has left."""
-
-
-@dataclass
-class _Spending:
-    """What has been spent, and what the requests under way may still cost."""
-
-    budget: Budget
-    requests: int = 0
-    tokens: int = 0
-    reserved: int = 0
-
-    async def reserve(self, tokens: int) -> None:
-        """Set ``tokens`` and one request aside; where others' reservations are in the way, wait for them."""
-        limit = self.budget.tokens
-        while limit is not None and self.tokens + self.reserved + tokens > limit and self.reserved:
-            await asyncio.sleep(0.01)
-        over = limit is not None and self.tokens + tokens > limit
-        if over or (self.budget.requests is not None and self.requests >= self.budget.requests):
-            raise BudgetExceeded(
-                f"the judge's budget is used up ({self.requests} requests and {self.tokens} tokens spent of "
-                f"{self.budget}). What was paid for is in the ledger: raise the budget and run again."
-            )
-        self.requests += 1
-        self.reserved += tokens
-
-    def settle(self, reserved: int, usage: dict[str, int] | None) -> None:
-        """Replace a reservation by what was really used; None where nothing was paid."""
-        self.reserved -= reserved
-        if usage is None:
-            self.requests -= 1
-        else:
-            self.tokens += usage["total_tokens"]
 
 
 class Judge:
@@ -107,13 +38,17 @@ class Judge:
         base_url: the server, such as ``http://127.0.0.1:8000/v1``; None for ``OPENAI_BASE_URL`` or OpenAI
             itself.
         api_key: None for ``OPENAI_API_KEY``; a server on this machine needs none and is never sent that one.
-        ledger: file of replies; None keeps them in memory.
+        ledger: file of attempts; None keeps them in memory.
         budget: the most this judge may spend; a number means requests.
         concurrency: requests under way at a time.
         seed: sent with each request that names none, plus the sample index.
         attempts: how many samples may be asked for until one can be read.
-        retries: how often a request is sent again after rate limits, server errors and timeouts.
+        retries: how often a request is sent again after server errors, timeouts and cut connections; refusals for
+            the server's rate are borne three times as often.
         timeout: seconds until one call is given up.
+        price: dollars for a million tokens; None for the list price where :data:`PRICES` has the model.
+        batch: ask through the server's Batch API (half the price, within a day); needs a ledger file.
+        replay: answer from the ledger alone and never open a connection.
     """
 
     def __init__(
@@ -128,41 +63,66 @@ class Judge:
         attempts: int = 1,
         retries: int = 6,
         timeout: float = 120.0,
+        price: Price | None = None,
+        batch: Batches | None = None,
+        replay: bool = False,
     ) -> None:
         if concurrency < 1 or attempts < 1 or retries < 0:
             raise StarlingError("a judge needs concurrency >= 1, attempts >= 1 and retries >= 0")
+        if replay and (ledger is None or not Path(ledger).exists()):
+            raise StarlingError(
+                f"replay answers from a ledger alone, and {ledger} is none: give the file of a past run"
+            )
+        if batch and ledger is None:
+            raise StarlingError("batches take hours and must outlive this process: give a ledger file")
         self.model = model
         self.base_url = base_url or os.environ.get("OPENAI_BASE_URL")
         self.seed, self.attempts, self.concurrency = seed, attempts, concurrency
+        self.batch, self.replay = batch, replay
         self.ledger = Ledger(None if ledger is None else Path(ledger))
-        self._spending = _Spending(Budget(budget) if isinstance(budget, int) else budget or Budget())
+        self.price = price or PRICES.get(model)
+        if batch and self.price:
+            self.price = self.price.in_batches()
+        self.spending = Spending(Budget(budget) if isinstance(budget, int) else budget or Budget(), self.price)
         self._wire_settings = (model, self.base_url, api_key, retries, timeout, seed)
         self._halt = threading.Event()
 
     @property
-    def spent(self) -> dict[str, int]:
-        """Requests and tokens paid for in this judge's life."""
-        return {"requests": self._spending.requests, "tokens": self._spending.tokens}
+    def spent(self) -> dict[str, float]:
+        """Requests, tokens and dollars (0 where no price is known) paid for in this judge's life."""
+        return {name: getattr(self.spending, name) for name in ("requests", "tokens", "dollars")}
+
+    def wire(self) -> Wire:
+        """A connection of its own to the server, not yet opened."""
+        return Wire(*self._wire_settings)
 
     async def ask(self, requests: Iterable[Request[T]]) -> AsyncGenerator[tuple[Request[T], Outcome[T]], None]:
         """Yield each request with its outcome, in the order in which they are settled.
+
+        ``requests`` is drawn from as they are asked, so that it may be longer than memory; with ``batch`` it is gone
+        through several times, and is kept in memory where it is an iterator.
 
         Raises:
             BudgetExceeded: after the requests under way were settled, saved and yielded.
             JudgeUnavailable: the server cannot be reached, or refuses the key or the model; same order of
                 events.
         """
-        self.ledger.refresh()
-        source = iter(requests)
+        if self.batch is not None and not self.replay:
+            requests = list(requests) if iter(requests) is requests else requests
+            await self.batch.fill(self, requests)
+        session = Session(self, sealed=self.replay or self.batch is not None)
+        source, stopped = iter(requests), None
         pending: set[asyncio.Task[tuple[Request[T], Outcome[T]]]] = set()
-        stopped: JudgeStopped | None = None
-        session = _Session(self, Wire(*self._wire_settings))
         try:
             while True:
                 while stopped is None and not self._halt.is_set() and len(pending) < self.concurrency:
                     if (request := next(source, None)) is None:
                         break
-                    pending.add(asyncio.create_task(session.settle(request)))
+                    if (outcome := session.known(request)) is not None:
+                        yield request, outcome
+                        await session.breathe()
+                    else:
+                        pending.add(asyncio.create_task(session.settle(request)))
                 if not pending:
                     break
                 done, pending = await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
@@ -172,10 +132,7 @@ class Judge:
                     else:
                         yield task.result()
         finally:
-            for task in pending:
-                task.cancel()
-            await asyncio.gather(*pending, return_exceptions=True)
-            await session.wire.close()
+            await session.close(pending)
         if stopped is not None:
             raise stopped
 
@@ -190,25 +147,34 @@ class Judge:
             BudgetExceeded, JudgeUnavailable: as :meth:`ask`; their ``outcomes`` holds what was settled.
         """
         asked = list(requests)
+        places = defaultdict(list)  # the same request may be asked twice
+        for n, request in enumerate(asked):
+            places[id(request)].append(n)
         found: dict[int, Outcome[T]] = {}
 
-        async def collect() -> None:
-            places = defaultdict(list)  # the same request may be asked twice
-            for n, request in enumerate(asked):
-                places[id(request)].append(n)
-            async for request, outcome in self.ask(asked):
-                found[places[id(request)].pop()] = outcome
-                if each is not None:
-                    each(outcome)
+        def keep(request: Request[T], outcome: Outcome[T]) -> None:
+            found[places[id(request)].pop()] = outcome
+            if each is not None:
+                each(outcome)
 
         try:
-            self._run(collect)
+            self.run(asked, keep)
         except JudgeStopped as error:
             error.outcomes = [found[n] for n in sorted(found)]
             raise
         return [found[n] for n in range(len(asked))]
 
-    def _run(self, main: Callable[[], Any]) -> None:
+    def run(self, requests: Iterable[Request[T]], each: Callable[[Request[T], Outcome[T]], object]) -> None:
+        """Call ``each`` with every request and its outcome as they are settled; nothing else is kept in memory.
+
+        Raises:
+            BudgetExceeded, JudgeUnavailable: as :meth:`ask`.
+        """
+
+        async def main() -> None:
+            async for request, outcome in self.ask(requests):
+                each(request, outcome)
+
         try:
             asyncio.get_running_loop()
         except RuntimeError:
@@ -225,58 +191,26 @@ class Judge:
             finally:
                 self._halt.clear()
 
+    def settled(self, requests: Iterable[Request[T]]) -> Iterator[Outcome[T]]:
+        """What the ledger says of each request, in their order; nothing is asked, a missing reply is an error."""
+        for request in requests:
+            yield known(self, request)
 
-@dataclass
-class _Session:
-    """One call of :meth:`Judge.ask`: its connection, and the requests that are being asked just now."""
+    def forecast(self, requests: Iterable[Request[Any]], total: int, sample: int = 200) -> Forecast:
+        """What ``total`` such requests will cost, from the first ``sample`` of them.
 
-    judge: Judge
-    wire: Wire
-    locks: dict[str, asyncio.Lock] = field(default_factory=dict)
+        A quarter of the prompt's characters and, until the ledger holds replies of this model, half the longest
+        reply allowed are taken for the tokens of a request.
+        """
+        seen = [request.most for request in islice(requests, sample)]
+        if not seen or total < 1:
+            return Forecast(0, 0.0, 0.0 if self.price else None)
+        known = self.ledger.mean_tokens(self.model)
+        prompt = 0.75 * sum(most["prompt_tokens"] for most in seen) / len(seen)
+        reply = known[1] if known else 0.5 * sum(most["completion_tokens"] for most in seen) / len(seen)
+        usage = {"prompt_tokens": round(prompt * total), "completion_tokens": round(reply * total)}
+        return Forecast(total, sum(usage.values()), self.price.of(usage) if self.price else None)
 
-    async def settle(self, request: Request[T]) -> tuple[Request[T], Outcome[T]]:
-        reply, usage, cached, error = "", dict[str, int](), True, "StarlingError: nothing was asked"
-        for sample in range(self.judge.attempts):
-            try:
-                record, old = await self._reply(request, sample)
-            except Unanswered as failure:
-                return request, Outcome(request.id, None, f"Unanswered: {failure}", reply, usage, cached)
-            reply, cached = record["reply"], cached and old
-            for name, count in record["usage"].items():
-                usage[name] = usage.get(name, 0) + count
-            try:
-                return request, Outcome(request.id, request.parse(reply), None, reply, usage, cached)
-            except (StarlingError, ValueError) as failure:
-                error = f"{type(failure).__name__}: {failure}"
-                if record["finish_reason"] == "length":
-                    error += " (the reply was cut off: raise max_tokens)"
-        return request, Outcome(request.id, None, error, reply, usage, cached)
-
-    async def _reply(self, request: Request[Any], sample: int) -> tuple[Record, bool]:
-        """The ledger's record of a sample, and whether it was there before."""
-        params = dict(request.params)
-        params["seed"] = params.get("seed", self.judge.seed) + sample
-        try:
-            name = key(self.judge.model, request.messages, params, sample)
-        except (UnicodeError, TypeError) as error:
-            raise Unanswered(f"the request cannot be written as JSON ({error}): clean its text") from error
-        async with self.locks.setdefault(name, asyncio.Lock()):
-            if (record := self.judge.ledger.get(name)) is not None:
-                return record, True
-            record = await self._pay(request.messages, params)
-            self.judge.ledger.append(name, {"id": request.id, "sample": sample, **record})
-        self.locks.pop(name, None)
-        return record, False
-
-    async def _pay(self, messages: Sequence[dict[str, str]], params: dict[str, Any]) -> Record:
-        spending = self.judge._spending
-        most = sum(len(message["content"]) for message in messages) // 3
-        most += int(params.get("max_completion_tokens") or params.get("max_tokens") or 0)
-        await spending.reserve(most)
-        usage = None
-        try:
-            record = await self.wire.send(messages, params)
-            usage = record["usage"]
-        finally:
-            spending.settle(most, usage)
-        return {"model": self.judge.model, "params": params, **record}
+    def close(self) -> None:
+        """Close the ledger's file."""
+        self.ledger.close()

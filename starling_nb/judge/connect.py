@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from starling_nb.errors import StarlingError
 from starling_nb.judge.client import Judge
@@ -14,7 +15,7 @@ SIMULATED = "simulated"
 
 
 @contextmanager
-def connect(who: str, ledger: Path | None = None, seed: int = 0, budget: int | None = None) -> Iterator[Judge]:
+def connect(who: str, ledger: Path | None = None, seed: int = 0, **settings: Any) -> Iterator[Judge]:
     """A judge for the time of a ``with`` block.
 
     Args:
@@ -22,18 +23,28 @@ def connect(who: str, ledger: Path | None = None, seed: int = 0, budget: int | N
             OpenAI with the key in ``OPENAI_API_KEY``; ``"model@http://host:port/v1"`` asks any compatible server.
         ledger: file of paid replies; a second run with the same file pays nothing twice.
         seed: of the requests.
-        budget: the most requests that may be paid for.
+        settings: further arguments of :class:`~starling_nb.judge.Judge`, such as ``budget`` and ``concurrency``.
 
     Raises:
         StarlingError: ``who`` is empty, or its address is none.
     """
+    with ExitStack() as stack:
+        model, url = _address(who)
+        if who == SIMULATED:
+            server = stack.enter_context(SimulatedJudge(seed=seed))
+            model, url = server.model, server.base_url
+        judge = Judge(model, url, ledger=ledger, seed=seed, **settings)
+        stack.callback(judge.close)
+        yield judge
+
+
+def _address(who: str) -> tuple[str, str | None]:
+    """Model and base URL."""
     if not who.strip():
         raise StarlingError("judge is empty: write simulated, a model's name, or model@http://host:port/v1")
-    if who == SIMULATED:
-        with SimulatedJudge(seed=seed) as server:
-            yield Judge(server.model, server.base_url, ledger=ledger, seed=seed, budget=budget)
-        return
     model, _, url = who.rpartition("@") if "://" in who else (who, "", "")
+    if "://" in model:  # model@http://user:password@host
+        raise StarlingError("no keys or passwords in the judge's address: set OPENAI_API_KEY instead")
     if url and not (model and url.startswith(("http://", "https://"))):
         raise StarlingError(f"judge={who!r}: write model@http://host:port/v1")
-    yield Judge(model, url or None, ledger=ledger, seed=seed, budget=budget)
+    return model, url or None

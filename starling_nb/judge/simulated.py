@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -20,6 +21,7 @@ import numpy as np
 
 from starling_nb.errors import StarlingError
 from starling_nb.files import hash_value, rng
+from starling_nb.judge.batch_server import BatchRules
 from starling_nb.judge.failures import Failures
 from starling_nb.judge.perceive import Calibration, as_grades, count_words, overlap, perceive
 from starling_nb.judge.server import Refused, serve
@@ -89,6 +91,9 @@ class SimulatedJudge:
         failures: failure name → rate, see :mod:`starling_nb.judge.failures`.
         slowness: seconds that a reply takes which the failure ``slow`` strikes.
         port: 0 for any free one.
+        rules: how batches run, see :class:`~starling_nb.judge.batch_server.BatchRules`.
+
+    ``served`` counts replies, ``served_by_content`` counts them by ``hash_value`` of their messages.
     """
 
     def __init__(
@@ -99,20 +104,22 @@ class SimulatedJudge:
         failures: Mapping[str, float] | None = None,
         slowness: float = 0.5,
         port: int = 0,
+        rules: BatchRules | None = None,
     ) -> None:
         self.calibration = calibration or Calibration.load()
         self.truth = truth or cast(Truth, importlib.import_module("starling_nb.rubric"))
-        self.seed, self.slowness, self._port = seed, slowness, port
+        self.seed, self.slowness, self._port, self._rules = seed, slowness, port, rules
         self.failures = Failures(failures or {}, seed)
         settings = [self.calibration.fingerprint, seed, self.failures.rates]
         self.model = f"{MODEL}@{hash_value(settings)[:8]}"
         self.served = 0
+        self.served_by_content: Counter[str] = Counter()
         self._counting = threading.Lock()
         self._find = lru_cache(maxsize=100_000)(self._find_uncached)
         self._grade = lru_cache(maxsize=400_000)(self._grade_uncached)
 
     def __enter__(self) -> SimulatedJudge:
-        self._stop, self.base_url = serve(self, self._port)
+        self._stop, self.base_url = serve(self, self._port, self._rules, self.failures)
         return self
 
     def __exit__(self, *exception: object) -> None:
@@ -141,6 +148,7 @@ class SimulatedJudge:
             reply, reason = reply[: limit * CHARACTERS_PER_TOKEN], "length"
         with self._counting:
             self.served += 1
+            self.served_by_content[content] += 1
         return _completion(body["model"], messages, reply, reason, f"{content[:16]}-{call_seed}")
 
     def _opinion(self, shown: Shown, content: str, call_seed: int) -> Opinion:

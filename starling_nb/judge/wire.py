@@ -1,42 +1,59 @@
 """One call to a chat-completions server: the ``openai`` client, with our own patience.
 
-Rate limits, server errors and timeouts are tried again after a growing, jittered pause, or after the pause
-that the server names (``Retry-After``); the pause holds for every request of the session. Wrong keys, unknown
-models and dead servers stop the run, since every further request would fail alike.
+Rate limits, server errors, timeouts, cut connections and torn answers are tried again after a growing, jittered pause,
+or after the pause that the server names. Wrong keys, unknown models and dead servers stop the run, since every further
+request would fail alike. Every failed try is told to ``note``.
 """
 
 from __future__ import annotations
 
 import asyncio
-import email.utils
+import json
 import os
-import time
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
 
 from starling_nb.errors import StarlingError
 from starling_nb.files import rng
+from starling_nb.judge.limits import RateLimit
+from starling_nb.judge.spending import JudgeStopped
 
 if TYPE_CHECKING:
-    from openai import APIStatusError, AsyncOpenAI
+    from openai import APIConnectionError, APIStatusError, AsyncOpenAI
 
+R = TypeVar("R")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds; doubled with every try
-LONGEST_OBEYED = 600.0  # seconds a server may ask us to wait
+REFUSALS_PER_RETRY = 3  # a server may refuse for its rate this many times as often as it may fail
+
+Note = Callable[[str, str], object]
+"""Called with the name of a failure (``http_429``, ``timeout``, …) and what is known of it."""
 
 
-class JudgeStopped(StarlingError):  # noqa: N818
-    """Asking came to an early end; ``outcomes`` holds what :meth:`Judge.ask_all` had settled until then."""
-
-    outcomes: Sequence[Any] = ()
+def _unheard(name: str, told: str) -> None:
+    """Nobody wants to know of a failure."""
 
 
 class JudgeUnavailable(JudgeStopped):
     """The server cannot be reached, or refuses the key, the model or the account."""
 
+    failure = "refused"
+
 
 class Unanswered(StarlingError):  # noqa: N818
-    """This one request got no reply; others may."""
+    """This one request got no reply; others may. ``failure`` is the ledger's word for it."""
+
+    def __init__(self, told: str, failure: str = "refused") -> None:
+        super().__init__(told)
+        self.failure = failure
+
+
+class _Failed(Exception):  # noqa: N818
+    """One try failed: its name, the error to raise when no further try helps, seconds that the server asks for."""
+
+    def __init__(self, name: str, error: StarlingError, asked: float = 0.0) -> None:
+        super().__init__(name)
+        self.name, self.error, self.asked = name, error, asked
 
 
 class Wire:
@@ -47,11 +64,14 @@ class Wire:
     ) -> None:
         self.model, self.base_url, self._key = model, base_url, api_key
         self.retries, self.timeout, self.seed = retries, timeout, seed
+        self.limit = RateLimit()
+        self.hurry = False  # send nothing again: the session is ending
         self._client: AsyncOpenAI | None = None
-        self._quiet_until = 0.0
         self._sent = 0
 
-    async def send(self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any]) -> dict[str, Any]:
+    async def send(
+        self, messages: Sequence[Mapping[str, str]], params: Mapping[str, Any], tokens: int = 0, note: Note = _unheard
+    ) -> dict[str, Any]:
         """Ask once, with patience: ``{reply, finish_reason, served_model, usage}``.
 
         Raises:
@@ -59,35 +79,64 @@ class Wire:
             JudgeUnavailable: every request would fail.
             StarlingError: ``params`` holds a name that chat completions do not have.
         """
-        import openai
+        client: Any = self.open()
 
-        client: Any = self._open()
+        async def call() -> dict[str, Any]:
+            raw = await client.chat.completions.with_raw_response.create(
+                model=self.model, messages=list(messages), **params
+            )
+            self.limit.learn(raw.headers)
+            self.limit.answered()
+            try:
+                return self.record(json.loads(raw.http_response.content))
+            except (ValueError, LookupError, TypeError, AttributeError) as error:
+                told = f"the answer of {self.where()} is no chat completion ({type(error).__name__}: {error})"
+                raise _Failed("malformed", Unanswered(self.safe(told))) from error
+
+        return await self.patiently(call, tokens, note)
+
+    async def patiently(self, call: Callable[[], Awaitable[R]], tokens: int = 0, note: Note = _unheard) -> R:
+        """What ``call`` returns, tried again while it fails in a way that may pass.
+
+        Raises:
+            Unanswered, JudgeUnavailable, StarlingError: as :meth:`send`.
+        """
         self._sent += 1
         jitter = rng(self.seed, "pause", self._sent)
-        for trial in range(self.retries + 1):
-            await self._keep_quiet()
-            pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2**trial) * (0.5 + jitter.random())
+        failed = refused = 0
+        while True:
+            await self.limit.acquire(tokens)
+            if self.hurry:
+                raise Unanswered("the session ended before it was sent")
             try:
-                return self._record(
-                    await client.chat.completions.create(model=self.model, messages=list(messages), **params)
-                )
-            except openai.APITimeoutError as error:
-                failure: StarlingError = Unanswered(f"no answer within {self.timeout:g} s: raise timeout")
-                cause: Exception = error
-            except openai.APIConnectionError as error:
-                failure = JudgeUnavailable(f"cannot reach the judge at {self._where()}: start it or mend base_url")
-                cause = error
-            except openai.APIStatusError as error:
-                failure, cause = self._judge_status(error), error
-                pause = max(pause, self._asked_pause(error))
-            except TypeError as error:
-                raise StarlingError(f"chat completions have no such parameter ({error}): mend params") from error
-            except (openai.OpenAIError, ValueError) as error:
-                raise Unanswered(self._safe(f"the judge's answer makes no sense ({error})")) from error
-            if trial == self.retries:
-                raise failure from cause
-            await asyncio.sleep(pause)
-        raise AssertionError("unreachable")
+                return await self._once(call)
+            except _Failed as failure:
+                note(failure.name, str(failure.error))
+                limited = failure.name == "http_429"
+                refused, failed = refused + limited, failed + (not limited)
+                if failed > self.retries or refused > self.retries * REFUSALS_PER_RETRY or self.hurry:
+                    raise failure.error from failure.__cause__
+                pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed + refused - 1)) * (0.5 + jitter.random())
+                await asyncio.sleep(max(pause, failure.asked))
+            except (Unanswered, JudgeUnavailable) as error:
+                note(error.failure, str(error))
+                raise
+
+    async def _once(self, call: Callable[[], Awaitable[R]]) -> R:
+        import openai
+
+        try:
+            return await call()
+        except openai.APITimeoutError as error:
+            raise _Failed("timeout", Unanswered(f"no answer within {self.timeout:g} s: raise timeout")) from error
+        except openai.APIConnectionError as error:
+            raise self._unconnected(error) from error
+        except openai.APIStatusError as error:
+            raise self._judge_status(error) from error
+        except openai.OpenAIError as error:
+            raise _Failed("malformed", Unanswered(self.safe(f"the answer makes no sense ({error})"))) from error
+        except TypeError as error:
+            raise StarlingError(f"the openai client takes no such parameter ({error}): mend params") from error
 
     async def close(self) -> None:
         """Close the connection, if one was opened."""
@@ -95,7 +144,12 @@ class Wire:
             await self._client.close()
             self._client = None
 
-    def _open(self) -> AsyncOpenAI:
+    def open(self) -> AsyncOpenAI:
+        """The connected client.
+
+        Raises:
+            JudgeUnavailable: there is no key for a server elsewhere.
+        """
         if self._client is None:
             import openai
 
@@ -103,7 +157,7 @@ class Wire:
             secret = self._key or ("local" if local else os.environ.get("OPENAI_API_KEY"))
             if not secret:
                 raise JudgeUnavailable(
-                    f"no key for the judge at {self._where()}: set OPENAI_API_KEY (any text does for a "
+                    f"no key for the judge at {self.where()}: set OPENAI_API_KEY (any text does for a "
                     "server without keys), or use the simulated judge, which needs none"
                 )
             self._key = secret
@@ -116,64 +170,77 @@ class Wire:
             )
         return self._client
 
-    def _record(self, response: Any) -> dict[str, Any]:
-        choices = getattr(response, "choices", None)
-        if not choices:
-            raise Unanswered(f"{self._where()} answered without choices: it does not speak chat completions")
-        choice = choices[0]
-        if choice.finish_reason == "content_filter":
-            raise Unanswered("the server's content filter stopped the reply")
-        counts = response.usage.model_dump() if response.usage else {}
-        names = ("prompt_tokens", "completion_tokens", "total_tokens")
+    def record(self, body: Any) -> dict[str, Any]:
+        """What the ledger keeps of a chat completion's JSON.
+
+        Raises:
+            Unanswered: the content filter stopped it.
+            ValueError, LookupError, TypeError, AttributeError: it is no chat completion.
+        """
+        choice = body["choices"][0]
+        if choice.get("finish_reason") == "content_filter":
+            raise Unanswered("the server's content filter stopped the reply", "content_filter")
+        message, usage = choice["message"], body.get("usage") or {}
+        reply = message.get("content") or message.get("refusal") or ""
+        if not isinstance(reply, str):
+            raise ValueError("the message's content is no text")
+        counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
         return {
-            "reply": choice.message.content or getattr(choice.message, "refusal", None) or "",
-            "finish_reason": choice.finish_reason,
-            "served_model": response.model,
-            "usage": {name: int(counts.get(name) or 0) for name in names},
+            "reply": self.safe(reply),
+            "finish_reason": choice.get("finish_reason"),
+            "served_model": body.get("model"),
+            "usage": {**counts, "total_tokens": sum(counts.values())},
         }
 
-    def _judge_status(self, error: APIStatusError) -> StarlingError:
-        """The failure to raise should no further try help; raises at once where none can."""
-        status, text = error.status_code, self._safe(_message(error))
+    def _unconnected(self, error: APIConnectionError) -> _Failed:
+        """A server that cannot be reached stops the run; a connection that broke costs this request a try."""
+        if _refused(error):
+            told = f"cannot reach the judge at {self.where()}: start it or mend base_url"
+            return _Failed("unreachable", JudgeUnavailable(told))
+        return _Failed(
+            "cut", Unanswered(f"the connection to {self.where()} broke off again and again: run again later")
+        )
+
+    def _judge_status(self, error: APIStatusError) -> _Failed:
+        """A failure that may pass; raises at once where none can."""
+        status, text = error.status_code, self.safe(_message(error))
         if status in (401, 403) or error.code == "insufficient_quota":
-            raise JudgeUnavailable(f"{self._where()} refuses ({status}: {text}): mend the key or account") from error
+            raise JudgeUnavailable(f"{self.where()} refuses ({status}: {text}): mend the key or account") from error
         if status == 404:
-            raise JudgeUnavailable(f"{self._where()} has no model {self.model!r} ({text}): mend it") from error
+            told = (
+                f"{self.where()} knows nothing of the kind ({text}): mend the model's name ({self.model}) or base_url"
+            )
+            raise JudgeUnavailable(told) from error
         if status in (408, 409, 429) or status >= 500:
-            return Unanswered(f"still {status} after {self.retries + 1} tries ({text}): run again later")
-        raise Unanswered(f"{status}: {text}") from error
+            asked = self.limit.refused(error.response.headers) if status in (429, 503) else 0.0
+            told = f"still {status} after {self.retries + 1} tries ({text}): run again later"
+            return _Failed(f"http_{status}", Unanswered(told), asked)
+        name = "content_filter" if error.code == "content_filter" else f"http_{status}"
+        raise Unanswered(f"{status}: {text}", name) from error
 
-    def _asked_pause(self, error: APIStatusError) -> float:
-        """Seconds that the server asks for; they hold for the whole session."""
-        asked = _retry_after(error.response.headers)
-        self._quiet_until = max(self._quiet_until, time.monotonic() + asked)
-        return asked
+    def where(self) -> str:
+        """The server's address, without anything secret in it."""
+        if not self.base_url:
+            return "api.openai.com"
+        parts = urlsplit(self.base_url)
+        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
-    async def _keep_quiet(self) -> None:
-        while (left := self._quiet_until - time.monotonic()) > 0:
-            await asyncio.sleep(left)
+    def safe(self, text: str) -> str:
+        """The text without the key."""
+        return text.replace(self._key, "***") if self._key and len(self._key) > 5 else text
 
-    def _where(self) -> str:
-        return self.base_url or "api.openai.com"
 
-    def _safe(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+def _refused(error: BaseException) -> bool:
+    """Whether no connection came about at all; told by name, for httpx changes its own with the openai client."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if type(cause).__name__ in ("ConnectError", "UnsupportedProtocol", "InvalidURL"):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _message(error: APIStatusError) -> str:
     body = error.body
     found = body.get("message") if isinstance(body, dict) else None
     return str(found or error.message)[:500]
-
-
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds in ``Retry-After-Ms`` or ``Retry-After`` (a number or an HTTP date), 0 where there is none."""
-    try:
-        if "retry-after-ms" in headers:
-            wait = float(headers["retry-after-ms"]) / 1000
-        else:
-            wait = float(headers.get("retry-after", "0"))
-    except ValueError:
-        date = email.utils.parsedate_tz(headers.get("retry-after", ""))
-        wait = email.utils.mktime_tz(date) - time.time() if date else 0.0
-    return min(wait, LONGEST_OBEYED) if wait > 0 else 0.0

@@ -15,9 +15,13 @@ from typing import Any
 
 import pytest
 
+from benchmarks import storm
 from starling_nb.errors import StarlingError
-from starling_nb.judge import Budget, BudgetExceeded, Judge, JudgeUnavailable, Request, wire
+from starling_nb.judge import Budget, BudgetExceeded, Judge, JudgeUnavailable, Ledger, Request, wire
+from starling_nb.judge.ledger import key
 from starling_nb.judge.server import Refused, serve
+from starling_nb.nectar import judging
+from starling_nb.nectar.ranking import build
 
 Script = Callable[[Mapping[str, Any], int], Any]
 SECRET = "sk-do-not-write-me-down"
@@ -115,7 +119,7 @@ def test_outcomes_come_in_the_order_of_requests_in_a_script_and_in_a_running_loo
         assert outcomes[3].usage == {"prompt_tokens": 10, "completion_tokens": 5, "total_tokens": 15}
         assert backend.bodies[0]["temperature"] == 0.5
         assert [outcome.value for outcome in asyncio.run(notebook_cell(asked))] == list(range(5))
-        assert asked.spent == {"requests": 25, "tokens": 25 * 15}
+        assert asked.spent == {"requests": 25, "tokens": 25 * 15, "dollars": 0.0}
 
 
 def test_ask_yields_pairs_as_they_settle_and_may_be_left_early() -> None:
@@ -149,8 +153,10 @@ def test_a_second_run_pays_nothing_and_needs_neither_server_nor_key(tmp_path: Pa
     assert [outcome.value for outcome in again] == [outcome.value for outcome in first]
     assert all(outcome.cached for outcome in again)
     assert not any(outcome.cached for outcome in first)
-    assert SECRET not in path.read_text()
-    assert json.loads(path.read_text().splitlines()[0])["served_model"] == "m-0613"
+    assert SECRET.encode() not in path.read_bytes()
+    record = Ledger(path).get(key("m", asks(1)[0].messages, {"seed": 0}, 0))
+    assert record is not None
+    assert (record.served_model, record.reply, record.usage["total_tokens"]) == ("m-0613", "0", 15)
 
 
 def test_no_key_is_a_clear_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,13 +194,13 @@ def test_a_killed_run_is_continued(tmp_path: Path) -> None:
     with judge(after(0.05), ledger=path) as (asked, backend):
         child = subprocess.Popen([sys.executable, "-c", program, str(asked.base_url), str(path)])
         deadline = time.monotonic() + 60
-        while not path.exists() or path.read_bytes().count(b"\n") < 5:
+        while len(Ledger(path)) < 5:
             assert time.monotonic() < deadline
             assert child.poll() is None
             time.sleep(0.01)
         child.kill()
         child.wait()
-        saved = path.read_bytes().count(b"\n")
+        saved = len(Ledger(path))
         outcomes = asked.ask_all(asks(n))
         assert [outcome.value for outcome in outcomes] == list(range(n))
         assert sum(outcome.cached for outcome in outcomes) == saved
@@ -228,8 +234,8 @@ def test_server_errors_are_tried_again_then_reported_and_never_cached(tmp_path: 
         assert "503" in outcome.error
         assert outcome.error.startswith("Unanswered")
         assert SECRET not in outcome.error
-        assert not path.exists() or not path.read_bytes()
-        assert asked.spent == {"requests": 0, "tokens": 0}
+        assert asked.ledger.counts() == {"http_503": 3}
+        assert asked.spent == {"requests": 0, "tokens": 0, "dollars": 0.0}
         assert asked.ask_all(asks(1))[0].value == 0
         assert len(backend.bodies) == 4
 
@@ -261,7 +267,7 @@ def test_what_would_fail_for_all_stops_the_run_after_saving(tmp_path: Path, stat
         assert SECRET not in str(caught.value)
         assert [outcome.value for outcome in caught.value.outcomes] == [0, 1, 2]
         assert len(backend.bodies) == 4
-        assert len(path.read_text().splitlines()) == 3
+        assert asked.ledger.counts()["reply"] == 3
 
 
 def test_a_dead_server_is_named() -> None:
@@ -283,7 +289,7 @@ def test_a_budget_of_requests_stops_after_saving_and_goes_on_when_raised(tmp_pat
     with judge(echo, ledger=path, budget=7, concurrency=3) as (asked, backend):
         with pytest.raises(BudgetExceeded, match="7 requests") as caught:
             asked.ask_all(asks(20))
-        assert len(backend.bodies) == len(caught.value.outcomes) == len(path.read_text().splitlines()) == 7
+        assert len(backend.bodies) == len(caught.value.outcomes) == len(Ledger(path)) == 7
         rest = Judge("m", asked.base_url, ledger=path, budget=Budget(requests=13)).ask_all(asks(20))
         assert sum(outcome.cached for outcome in rest) == 7
         assert len(backend.bodies) == 20
@@ -328,10 +334,10 @@ def test_asking_again_uses_another_sample_and_seed(tmp_path: Path) -> None:
 def test_nonsense_and_filtered_replies_are_failures(tmp_path: Path) -> None:
     path = tmp_path / "l.jsonl"
     strange = [{"choices": []}, completion("", "content_filter"), {"hello": 1}]
-    with judge(lambda body, n: strange[int(echo(body, n))], ledger=path) as (asked, _):
+    with judge(lambda body, n: strange[int(echo(body, n))], ledger=path, retries=1) as (asked, _):
         outcomes = asked.ask_all(asks(3))
         assert all(outcome.error and outcome.error.startswith("Unanswered") for outcome in outcomes)
-        assert not path.exists() or not path.read_bytes()
+        assert asked.ledger.counts() == {"content_filter": 1, "malformed": 4}
 
 
 def test_a_mistyped_parameter_is_named() -> None:
@@ -388,3 +394,102 @@ def test_importing_the_judge_does_not_import_openai() -> None:
     )
     found = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "set()"
+
+
+def test_replay_answers_from_the_ledger_alone_and_tells_what_is_missing(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+
+    def filtered(body: Mapping[str, Any], arrival: int) -> Any:
+        return completion("", "content_filter") if echo(body, arrival) == "3" else echo(body, arrival)
+
+    with judge(filtered, ledger=path) as (asked, backend):
+        asked.ask_all(asks(5))
+        sent = len(backend.bodies)
+        replay = Judge("m", asked.base_url, ledger=path, replay=True)
+        outcomes = replay.ask_all(asks(7))
+        assert outcomes == list(replay.settled(asks(7)))
+        assert len(backend.bodies) == sent
+    assert [outcome.value for outcome in outcomes] == [0, 1, 2, None, 4, None, None]
+    assert outcomes[3].error == "Unanswered: the server's content filter stopped the reply"
+    assert outcomes[5].error == "Unanswered: it was never asked"
+    with pytest.raises(StarlingError, match=r"none\.sqlite is none"):
+        Judge("m", ledger=tmp_path / "none.sqlite", replay=True)
+
+
+def test_a_stream_longer_than_memory_is_drawn_as_it_is_asked() -> None:
+    drawn, seen = [], []
+
+    def endless() -> Iterator[Request[int]]:
+        for request in asks(300):
+            drawn.append(request.id)
+            yield request
+
+    def keep(request: Request[int], outcome: Any) -> None:
+        seen.append(outcome.value)
+        assert len(drawn) <= len(seen) + 4
+
+    with judge(echo, concurrency=4) as (asked, _):
+        asked.run(endless(), keep)
+    assert sorted(seen) == list(range(300))
+
+
+def test_what_is_under_way_when_a_session_is_left_is_still_saved(tmp_path: Path) -> None:
+    async def main(asked: Judge) -> None:
+        stream = asked.ask(iter(asks(50)))
+        async for _ in stream:
+            break
+        await stream.aclose()
+
+    with judge(after(0.05), concurrency=5, ledger=tmp_path / "l.sqlite") as (asked, backend):
+        asyncio.run(main(asked))
+        assert len(Ledger(tmp_path / "l.sqlite")) == len(backend.bodies)
+
+
+def test_a_reply_that_must_be_whole_is_asked_for_again_when_it_was_cut_off() -> None:
+    def cut(body: Mapping[str, Any], arrival: int) -> Any:
+        return completion("42", "length") if body["seed"] == 0 else "43"
+
+    message = [{"role": "user", "content": "0"}]
+    with judge(cut, attempts=2) as (asked, _):
+        assert asked.ask_all([Request("a", message, {}, int, whole=True)])[0].value == 43
+        assert asked.ask_all([Request("a", message, {}, int)])[0].value == 42
+    with judge(cut) as (asked, _):
+        (outcome,) = asked.ask_all([Request("a", message, {}, int, whole=True)])
+        assert (
+            outcome.error == "TruncatedReply: the token limit ended the reply (the reply was cut off: raise max_tokens)"
+        )
+
+
+def test_a_key_that_comes_back_is_struck_out_everywhere(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def leaky(body: Mapping[str, Any], arrival: int) -> Any:
+        if echo(body, arrival) == "0":
+            return f"your key is {SECRET}"
+        raise refuse(400, "bad")
+
+    path = tmp_path / "l.sqlite"
+    with judge(leaky, ledger=path) as (asked, _):
+        outcomes = asked.ask_all(asks(2))
+        asked.close()
+    told = [outcome.reply + str(outcome.error) for outcome in outcomes]
+    assert all("***" in text and SECRET not in text for text in told)
+    assert all(SECRET.encode() not in file.read_bytes() for file in tmp_path.iterdir())
+    assert SECRET not in "".join(capsys.readouterr())
+
+
+def test_an_address_with_a_password_is_never_shown() -> None:
+    asked = Judge("m", f"http://me:{SECRET}@127.0.0.1:9/v1?key={SECRET}", retries=0)
+    with pytest.raises(JudgeUnavailable, match=r"cannot reach the judge at http://127\.0\.0\.1:9/v1") as caught:
+        asked.ask_all(asks(1))
+    assert SECRET not in str(caught.value)
+
+
+def test_a_limit_told_in_headers_is_kept_with_hardly_a_refusal() -> None:
+    asked = [
+        judging.to_request(build([{"role": "user", "content": f"q{i}"}], ["a", "b"], "final", 0), f"{i}")
+        for i in range(150)
+    ]
+    with storm.Thread() as server:
+        server.faults(limits={"requests": 50, "window": 1.0})
+        outcomes = Judge("storm", server.url, concurrency=16).ask_all(asked)
+        assert all(outcome.value is not None for outcome in outcomes)
+        assert server.counts()["over_limit"] <= 20  # the first crowd knows of no limit yet

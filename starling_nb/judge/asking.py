@@ -1,0 +1,47 @@
+"""What is asked of a judge, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Request(Generic[T]):
+    """One thing to ask: ``parse`` turns the reply's text into a value or raises StarlingError or ValueError.
+
+    ``params`` are chat-completions parameters such as ``temperature``, ``max_tokens`` and ``seed``. Where ``whole`` is
+    set, a reply that its token limit cut off counts as unreadable.
+    """
+
+    id: str
+    messages: list[dict[str, str]]
+    params: dict[str, Any]
+    parse: Callable[[str], T]
+    whole: bool = False
+
+    @property
+    def most(self) -> dict[str, int]:
+        """Tokens that it may cost at most: a third of the prompt's characters, and the longest reply."""
+        reply = int(self.params.get("max_completion_tokens") or self.params.get("max_tokens") or 0)
+        prompt = sum(len(message["content"]) for message in self.messages) // 3
+        return {"prompt_tokens": prompt, "completion_tokens": reply}
+
+
+@dataclass(frozen=True)
+class Outcome(Generic[T]):
+    """What came of a request: a value, or an error text that begins with the error's type.
+
+    ``reply`` is the last raw reply ("" where none came); ``usage`` sums tokens over the samples that were
+    asked, those from the ledger included; ``cached`` says that nothing new was paid.
+    """
+
+    id: str
+    value: T | None
+    error: str | None
+    reply: str
+    usage: dict[str, int]
+    cached: bool

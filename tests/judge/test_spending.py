@@ -1,0 +1,70 @@
+"""Budgets stop in time, whatever they count, and forecasts come before anything is asked."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from starling_nb.errors import StarlingError
+from starling_nb.judge import Attempt, Budget, BudgetExceeded, Judge, Price, Request
+from starling_nb.judge.spending import PRICES, Spending
+
+
+def most(prompt: int, reply: int) -> dict[str, int]:
+    return {"prompt_tokens": prompt, "completion_tokens": reply}
+
+
+def used(prompt: int, reply: int) -> dict[str, int]:
+    return most(prompt, reply) | {"total_tokens": prompt + reply}
+
+
+def test_prices_by_hand() -> None:
+    assert PRICES["gpt-4-0613"].of(most(1_000_000, 500_000)) == pytest.approx(30 + 30)
+    assert PRICES["gpt-4o"].in_batches().of(most(1_000_000, 0)) == pytest.approx(1.25)
+
+
+def test_dollars_without_a_price_are_refused() -> None:
+    with pytest.raises(StarlingError, match="needs the judge's price"):
+        Judge("unheard-of", "http://127.0.0.1:9/v1", budget=Budget(dollars=1.0))
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1)), min_size=1, max_size=12))
+def test_a_budget_is_never_exceeded_whatever_the_replies_cost(asked: list[tuple[int, int, float]]) -> None:
+    spending = Spending(Budget(tokens=100, dollars=80e-6, requests=9), Price(1, 1))
+
+    async def main() -> None:
+        async def one(prompt: int, reply: int, share: float) -> None:
+            await spending.reserve(most(prompt, reply))
+            await asyncio.sleep(0)
+            spending.settle(most(prompt, reply), None if share < 0.2 else used(prompt, int(reply * share)))
+
+        found = await asyncio.gather(*(one(*item) for item in asked), return_exceptions=True)
+        assert all(error is None or isinstance(error, BudgetExceeded) for error in found)
+
+    asyncio.run(main())
+    assert spending.tokens <= 100
+    assert spending.dollars <= 80e-6 + 1e-12
+    assert spending.requests <= 9
+    assert spending.reserved_tokens == 0
+    assert spending.reserved_dollars == pytest.approx(0, abs=1e-12)
+
+
+def test_a_forecast_reads_a_few_requests_and_learns_reply_lengths_from_the_ledger() -> None:
+    def requests() -> object:
+        while True:
+            yield Request("x", [{"role": "user", "content": "word " * 800}], {"max_tokens": 400}, str)
+
+    judge = Judge("gpt-4o", "http://127.0.0.1:9/v1")
+    first = judge.forecast(requests(), 1000)  # type: ignore[arg-type]
+    assert first.requests == 1000
+    assert first.tokens == pytest.approx(1000 * (1000 + 200), rel=0.01)
+    assert first.dollars == pytest.approx((1_000_000 * 2.5 + 200_000 * 10) / 1e6, rel=0.01)
+    assert str(first) == "1,000 requests, about 1.20 million tokens, $4.50"
+    judge.ledger.append([Attempt("00" * 32, "x", "gpt-4o", 0, {}, reply="yes", usage=used(900, 50))])
+    assert judge.forecast(requests(), 1000).tokens == pytest.approx(1000 * (1000 + 50), rel=0.01)  # type: ignore[arg-type]
+    assert Judge("unheard-of", "http://127.0.0.1:9/v1").forecast(requests(), 5).dollars is None  # type: ignore[arg-type]
+    assert judge.forecast([], 0).requests == 0
