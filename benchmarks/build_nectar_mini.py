@@ -15,7 +15,7 @@ from pathlib import Path
 
 from starling_nb import files, models
 from starling_nb.judge.connect import SIMULATED, connect
-from starling_nb.nectar import dataset, prompts, schema
+from starling_nb.nectar import dataset, labelling, prompts, responses, schema
 
 MINI = files.DATA / "nectar_mini.parquet"
 
@@ -31,16 +31,21 @@ def main() -> None:
     if asked.rank_only:
         candidates = dataset.candidates_of(dataset.load(MINI), every)
     else:
-        pool = dataset.gather(
-            models.load(), every, seed=asked.seed, report=lambda *said: print(*said, sep=" ", flush=True)
+        pool = responses.embedded.pool(models.load(), every)
+        candidates = list(
+            responses.fill(
+                every,
+                pool,
+                seed=asked.seed,
+                order=responses.embedded.order,
+                progress=lambda n, name: print(n, name, flush=True),
+            )
         )
-        candidates = dataset.assemble(every, pool, seed=asked.seed)
-    with (
-        tempfile.TemporaryDirectory() as folder,
-        connect(SIMULATED, Path(folder) / "ledger.jsonl", asked.seed) as judge,
-    ):
-        rankings = dataset.rank_passes(judge, candidates, "final", asked.passes, asked.seed)
-    rows = dataset.to_rows(candidates, rankings)
+        assert len(candidates) == len(every)
+    with tempfile.TemporaryDirectory() as folder:
+        with connect(SIMULATED, Path(folder) / "ledger.sqlite", asked.seed) as judge:
+            labelling.label(judge, candidates, labelling.Plan(passes=asked.passes, seed=asked.seed), Path(folder))
+        rows = dataset.load(Path(folder) / "nectar.parquet")
     schema.validate(rows)
     schema.write(rows, MINI)
     print({name: round(value, 3) for name, value in dataset.statistics(rows).items()})

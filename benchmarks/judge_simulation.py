@@ -55,9 +55,7 @@ class Answers:
 
 
 def load_answers(path: Path = MINI) -> Answers:
-    """Answers of a Nectar parquet file, or of a pool ``{responder: {prompt id: answer}}`` in a JSON file."""
-    if path.suffix == ".json":
-        return Answers.of(dataset.assemble(prompts.load(), files.read_json(path)))
+    """Answers of a Nectar parquet file."""
     return Answers.of(dataset.candidates_of(dataset.load(path), prompts.load()))
 
 

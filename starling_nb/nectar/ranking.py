@@ -11,6 +11,7 @@ import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral
 from typing import Any
 
 from starling_nb.chat import ROLES, Message
@@ -46,6 +47,7 @@ __all__ = [
     "Verdict",
     "build",
     "parse",
+    "random_order",
     "read_request",
     "read_verdict",
 ]
@@ -99,6 +101,7 @@ def build(
     variant: str,
     seed: int,
     request_id: str = "",
+    shown: Sequence[int] | None = None,
 ) -> RankingRequest:
     """The prompt that asks a judge to rank ``answers`` to a conversation.
 
@@ -111,15 +114,16 @@ def build(
         variant: a name in :data:`VARIANTS`.
         seed: of the answers' permutation, the pairs' permutation, the tie order and the fence's mark.
         request_id: the prompt's id.
+        shown: the index of the answer at each shown position (:mod:`starling_nb.nectar.orders`); None draws it.
 
     Raises:
-        StarlingError: an unknown variant, too few or too many answers, or a conversation without a user's
-            turn.
+        StarlingError: an unknown variant, too few or too many answers, a conversation without a user's turn, a
+            message or answer that is no text, or a shown order that is no permutation.
     """
-    conversation = [{"role": message["role"], "content": message["content"]} for message in messages]
+    conversation = [{"role": message.get("role", ""), "content": message.get("content", "")} for message in messages]
     _check(conversation, answers, variant)
     name, k = request_id or hash_value([conversation, list(answers)]), len(answers)
-    shown = rng(seed, "shown", name).permutation(k).tolist()
+    order = random_order(seed, name, k) if shown is None else _order(shown, k)
     kind, pairs, tie_order = VARIANTS[variant], None, None
     if kind.pair_order:
         pairs = list(itertools.combinations(range(k), 2))
@@ -129,13 +133,15 @@ def build(
         tie_order = standing_order(k)
     elif kind.ties == "drawn":
         tie_order = rng(seed, "ties", name).permutation(k).tolist()
-    content = ShownRequest(variant, conversation, [answers[i] for i in shown], pairs, tie_order)
-    return RankingRequest(_render(content, _mark(seed, content)), variant, shown, pairs, tie_order)
+    content = ShownRequest(variant, conversation, [answers[i] for i in order], pairs, tie_order)
+    return RankingRequest(_render(content, _mark(seed, content)), variant, order, pairs, tie_order)
 
 
 def read_request(messages: Sequence[Mapping[str, str]]) -> ShownRequest | None:
     """What a ranking prompt shows, read from its text alone; None where it is not exactly such a prompt."""
     if [message.get("role") for message in messages] != ["system", "user"]:
+        return None
+    if not all(isinstance(message.get("content"), str) for message in messages):
         return None
     marked = re.search(r"the mark ([0-9a-f]{16})\.", messages[0]["content"])
     if marked is None:
@@ -161,6 +167,19 @@ def _complete(content: ShownRequest) -> bool:
     every = list(itertools.combinations(places, 2))
     whole = content.pairs is None or sorted(content.pairs) == every
     return whole and (content.tie_order is None or sorted(content.tie_order) == list(places))
+
+
+def random_order(seed: int, name: str, k: int) -> list[int]:
+    """The order in which K answers are shown where none is given: a permutation drawn by seed and prompt id."""
+    drawn: list[int] = rng(seed, "shown", name).permutation(k).tolist()
+    return drawn
+
+
+def _order(shown: Sequence[int], k: int) -> list[int]:
+    order = [int(place) if isinstance(place, Integral) else -1 for place in shown]
+    if sorted(order) != list(range(k)):
+        raise StarlingError(f"shown = {list(shown)[:30]} is no permutation of 0 to {k - 1}: name each answer once")
+    return order
 
 
 def standing_order(k: int) -> list[int]:
@@ -195,11 +214,15 @@ def _place(letter: str) -> int:
 def _check(conversation: list[Message], answers: Sequence[str], variant: str) -> None:
     if variant not in VARIANTS:
         raise StarlingError(f"unknown ranking variant {variant!r}: choose from {', '.join(VARIANTS)}")
+    if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):
+        raise StarlingError("answers to rank must be a list of texts: leave out those that are missing")
     if not 2 <= len(answers) <= len(LETTERS):
         raise StarlingError(f"a ranking needs 2 to {len(LETTERS)} answers, not {len(answers)}")
     roles = [message["role"] for message in conversation]
     if not roles or roles[-1] != "user" or not set(roles) <= set(ROLES):
         raise StarlingError(f"a conversation to judge has the roles {', '.join(ROLES)} and ends with user: got {roles}")
+    if not all(isinstance(message["content"], str) for message in conversation):
+        raise StarlingError("a conversation to judge holds texts only: turn lists of parts into one text")
     try:
         "".join([*answers, *(message["content"] for message in conversation)]).encode()
     except UnicodeEncodeError as error:

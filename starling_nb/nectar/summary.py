@@ -16,7 +16,7 @@ from starling_nb.nectar.prompts import key
 from starling_nb.stats import Interval, kendall_tau, mean_interval
 
 if TYPE_CHECKING:
-    from starling_nb.nectar.dataset import Candidates
+    from starling_nb.nectar.candidates import Candidates
 
 
 def statistics(rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:

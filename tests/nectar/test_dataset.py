@@ -1,31 +1,41 @@
-"""Seven distinct answers a prompt, ranked, and nothing lost between prompts, rows and files."""
+"""Answers, rankings, rows and files: nothing is lost between them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
-import toy
 from starling_nb.errors import StarlingError
 from starling_nb.judge.connect import connect
-from starling_nb.nectar import dataset, prompts, responses, schema
-from starling_nb.nectar.dataset import Candidates
+from starling_nb.nectar import dataset, labelling, prompts, schema
+from starling_nb.nectar.candidates import Candidates
+from starling_nb.nectar.labelling import Plan
+from starling_nb.nectar.responses import embedded, fill
 
 PROMPTS = prompts.load(limit=12)
 
 
-def pool(**changes: dict[str, str]) -> dict[str, dict[str, str]]:
-    """An answer of every responder to every prompt; the writers write their own."""
-    found: dict[str, dict[str, str]] = {}
-    for responder in responses.RESPONDERS:
-        if responder.writes:
-            found[responder.name] = responses.respond(None, PROMPTS, responder)  # type: ignore[arg-type]
-        else:
-            found[responder.name] = {p.id: f"{responder.name} says {p.id}" for p in PROMPTS}
-    return found | changes
+@dataclass(frozen=True)
+class Named:
+    """Says its own name."""
+
+    name: str
+    weight: float = 1.0
+
+    def answer(self, prompts: Sequence[Any], seed: int, faults: Callable[[str], object]) -> dict[str, str]:
+        return {prompt.id: f"{self.name} says {prompt.id}" for prompt in prompts}
+
+
+def answered() -> list[Candidates]:
+    """Seven answers a prompt by the embedded pool, whose models say only their names."""
+    models = [Named(settings.name, settings.weight) for settings in embedded.MODELS]
+    writers = [embedded.Writer(kind, PROMPTS) for kind in embedded.WRITERS]
+    return list(fill(PROMPTS, [*models, *writers], 7, order=embedded.order))
 
 
 def rankings(candidates: list[Candidates], **changes: Any) -> pd.DataFrame:
@@ -40,52 +50,8 @@ def rankings(candidates: list[Candidates], **changes: Any) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def test_every_prompt_gets_exactly_k_distinct_answers_of_the_responders_picked_for_it() -> None:
-    for k in (4, 7):
-        found = dataset.assemble(PROMPTS, pool(), k=k)
-        assert [item.prompt for item in found] == PROMPTS
-        for item in found:
-            assert item.models == [responder.name for responder in responses.pick(item.prompt.id, k)]
-            assert len(set(item.answers)) == len(set(item.models)) == k
-            assert item.answers == [pool()[name][item.prompt.id] for name in item.models]
-
-
-def test_duplicates_and_gaps_are_filled_from_the_spare_responders() -> None:
-    same = pool()["smollm2-default"]
-    empty = {prompt.id: " " for prompt in PROMPTS}
-    found = dataset.assemble(PROMPTS, pool(**{"smollm2-cool": same, "writer-flawed": empty, "smollm2-brief": {}}))
-    for item in found:
-        assert len(set(item.answers)) == 7
-        assert not {"smollm2-cool", "writer-flawed", "smollm2-brief"} & set(item.models)
-    few = {name: answers for name, answers in pool().items() if name.startswith("writer")}
-    with pytest.raises(StarlingError, match=r"has \d distinct answers, 7 are needed"):
-        dataset.assemble(PROMPTS, few)
-
-
-def test_gathering_asks_the_picked_and_then_the_spare(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[tuple[str, list[str]]] = []
-
-    def respond(lm: Any, wanted: list[Any], responder: Any, **_: Any) -> dict[str, str]:
-        asked.append((responder.name, [prompt.id for prompt in wanted]))
-        assert len(_["others"]) == len(PROMPTS)
-        if responder.name == "smollm2-default":
-            return {}
-        return {prompt.id: f"{responder.name} says {prompt.id}" for prompt in wanted}
-
-    monkeypatch.setattr(responses, "respond", respond)
-    calls: list[tuple[int, int, str]] = []
-    found = dataset.gather(toy.lm(), PROMPTS, report=lambda *call: calls.append(call))
-    assert all(len(item.answers) == 7 for item in dataset.assemble(PROMPTS, found))
-    first = dict(asked[: len(responses.RESPONDERS)])
-    for prompt in PROMPTS:
-        picked = {responder.name for responder in responses.pick(prompt.id)}
-        assert {name for name, ids in first.items() if prompt.id in ids} == picked
-    assert [count for count, _, _ in calls] == sorted(count for count, _, _ in calls)
-    assert calls[-1][:2] == (7 * len(PROMPTS), 7 * len(PROMPTS))  # no more than is needed
-
-
 def test_rows_hold_every_answer_in_rank_order_and_come_back_as_candidates() -> None:
-    candidates = dataset.assemble(PROMPTS, pool())
+    candidates = answered()
     rows = dataset.to_rows(candidates, rankings(candidates))
     assert schema.validate(rows, distinct=True) == len(PROMPTS)
     for row, item in zip(rows, candidates, strict=True):
@@ -111,7 +77,7 @@ def test_rows_hold_every_answer_in_rank_order_and_come_back_as_candidates() -> N
 
 
 def test_replies_without_a_ranking_make_no_row() -> None:
-    candidates = dataset.assemble(PROMPTS, pool())
+    candidates = answered()
     table = rankings(candidates)
     table.at[3, "ranking"] = None
     assert len(dataset.valid(table)) == len(PROMPTS) - 1
@@ -120,7 +86,7 @@ def test_replies_without_a_ranking_make_no_row() -> None:
 
 
 def test_agreement_between_opposite_rankings() -> None:
-    candidates = dataset.assemble(PROMPTS, pool())
+    candidates = answered()
     rows = dataset.to_rows(candidates, rankings(candidates))
     flipped = [row | {"answers": [answer | {"rank": 8 - answer["rank"]} for answer in row["answers"]]} for row in rows]
     found = dataset.agreement(rows, flipped)
@@ -128,19 +94,6 @@ def test_agreement_between_opposite_rankings() -> None:
     other = [row | {"answers": [answer | {"answer": "x"} for answer in row["answers"]]} for row in rows]
     with pytest.raises(StarlingError, match="no answers in common"):
         dataset.agreement(rows, other)
-
-
-def test_files_come_back_as_they_were_written(tmp_path: Path) -> None:
-    candidates = dataset.assemble(PROMPTS, pool())
-    table = rankings(candidates)
-    rows = dataset.to_rows(candidates, table)
-    dataset.save(rows, table, tmp_path)
-    assert dataset.load(tmp_path / "nectar.parquet") == rows
-    kept = pd.read_parquet(tmp_path / "rankings.parquet")
-    assert kept.prompt_id.tolist() == table.prompt_id.tolist()
-    assert [list(ranking) for ranking in kept.ranking] == table.ranking.tolist()
-    with pytest.raises(StarlingError, match="nowhere"):
-        dataset.load(tmp_path / "nowhere.parquet")
 
 
 def test_statistics_by_hand() -> None:
@@ -168,7 +121,7 @@ def test_statistics_by_hand() -> None:
 
 
 def test_likeness_of_two_builds() -> None:
-    candidates = dataset.assemble(PROMPTS, pool())
+    candidates = answered()
     same = dataset.compare_answers(candidates, candidates)
     assert same == {"same_responders": 1.0, "identical_answers": 1.0, "words_ratio": 1.0}
     doubled = [Candidates(c.prompt, c.models, [f"{a} {a}" for a in c.answers]) for c in candidates]
@@ -182,10 +135,10 @@ def test_likeness_of_two_builds() -> None:
 def test_a_judge_ranks_every_prompt_and_repeating_asks_again_in_the_same_order(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    candidates = dataset.assemble(PROMPTS, pool())
-    with connect("simulated", tmp_path / "ledger.jsonl") as judge:
-        table = dataset.rank(judge, candidates, seed=1)
-        repeated = dataset.rank(judge, candidates, seed=1, repeat=1)
+    candidates = answered()
+    with connect("simulated", tmp_path / "ledger.sqlite") as judge:
+        table = labelling.rank(judge, candidates, Plan(seed=1))
+        repeated = labelling.rank(judge, candidates, Plan(seed=1, repeat=1))
     assert table.error.isna().all()
     for record, item in zip(table.to_dict("records"), candidates, strict=True):
         assert sorted(record["ranking"]) == sorted(record["shown"]) == list(range(7))
@@ -207,7 +160,7 @@ def test_a_judge_ranks_every_prompt_and_repeating_asks_again_in_the_same_order(
 def test_passes_are_merged_by_mean_rank_and_ties_fall_to_the_first() -> None:
     assert dataset.merged_order([[0, 1, 2], [2, 0, 1], [1, 0, 2]]) == [1, 0, 2]
     assert dataset.merged_order([[1, 0, 2], [0, 1, 2]]) == [1, 0, 2]
-    candidates = dataset.assemble(PROMPTS, pool())[:2]
+    candidates = answered()[:2]
     once = rankings(candidates)
     upside_down = once.assign(ranking=[ranking[::-1] for ranking in once.ranking], good_natured=False)
     two_to_one = pd.concat([once, once, upside_down], ignore_index=True)
@@ -217,11 +170,11 @@ def test_passes_are_merged_by_mean_rank_and_ties_fall_to_the_first() -> None:
 
 
 def test_every_pass_shows_another_order() -> None:
-    candidates = dataset.assemble(PROMPTS, pool())[:6]
+    candidates = answered()[:6]
     with connect("simulated") as judge:
-        found = dataset.rank_passes(judge, candidates, "final", 2, seed=0)
+        found = labelling.rank(judge, candidates, Plan(passes=2))
         with pytest.raises(StarlingError, match="passes = 0"):
-            dataset.rank_passes(judge, candidates, "final", 0, seed=0)
+            labelling.rank(judge, candidates, Plan(passes=0))
     assert found.order.tolist() == [0] * 6 + [1] * 6
     assert found.shown[:6].tolist() != found.shown[6:].tolist()
     assert len(dataset.to_rows(candidates, found)) == 6

@@ -1,11 +1,13 @@
 """Ranking prompts come back from their text, replies are read strictly, orders are keyed by the request."""
 
+import contextlib
 import itertools
 import json
-import os
 import random
+import time
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -258,22 +260,268 @@ def test_lenient_scores_crowd_at_ten_and_keep_the_order() -> None:
     assert Counter(scores)[10] > 15
 
 
-REAL = Path(os.environ.get("STARLING_NB_REAL_DATA") or "absent") / "nectar_experiments" / "rankings.parquet"
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("Rangliste: [[B, A, C]]", [1, 0, 2]),  # the label may be in any language
+        ("最終順位：[[B, A, C]]", [1, 0, 2]),
+        ("```\nFinal ranking: [[B, A, C]]\n```", [1, 0, 2]),
+        ('```json\n{"ranking": ["B", "A", "C"]}\n```', [1, 0, 2]),
+        ('{"reason": "B: clear", "ranking": ["B", "A", "C"], "good_natured": true}', [1, 0, 2]),
+        ("Final Rankings: B, A, C", [1, 0, 2]),
+        ("**Final ranking:** B > A > C", [1, 0, 2]),
+        ("Final ranking:\n\nB, A, C", [1, 0, 2]),
+        ("| Rank | Answer |\n|---|---|\n| 1 | B |\n| 2 | A |\n| 3 | C |\n\n[[B, A, C]]", [1, 0, 2]),
+        ("1. B\n2. A\n3. C\n\nFinal ranking: [[B, A, C]]", [1, 0, 2]),
+        ("[[B,\u00a0A,\u2009C]]", [1, 0, 2]),
+        ("A: [[9]] [see B]\nB: [[10]]\nC: [[2]]\n[[B, A, C]]", [1, 0, 2]),
+        ("[[B, A, C]]\nRanking: B > A > C", [1, 0, 2]),
+        # Signs that look like the demanded ones are not the demanded ones.
+        ("[[B, \u0410, C]]", ranking.MissingListError),  # Cyrillic A
+        ("[[\u0392, A, C]]", ranking.MissingListError),  # Greek Beta
+        ("[[\uff22, \uff21, \uff23]]", ranking.MissingListError),  # fullwidth letters
+        ("\uff3b\uff3bB, A, C\uff3d\uff3d", ranking.MissingListError),  # fullwidth brackets
+        ("【【B, A, C】】", ranking.MissingListError),
+        ("[[B、A、C]]", ranking.MissingListError),
+        ("[[B, A\u0301, C]]", ranking.MissingListError),  # a letter with an accent
+        ("[[B, A\u200b, C]]", ranking.MissingListError),  # a letter and something that is not seen
+        ("[[b, a, c]]", ranking.MissingListError),
+        ("[[BAC]]", ranking.MissingListError),
+        ("[[B A C]]", ranking.MissingListError),
+        ("[[B >= A > C]]", ranking.MissingListError),
+        ("[[B = A > C]]", ranking.MissingListError),
+        ("[[B, , A, C]]", ranking.MissingListError),
+        ("[[B, A, C,]]", ranking.MissingListError),
+        ("[[Model B is best, A, C]]", ranking.MissingListError),
+        # A list that cannot be read is not replaced by one from the reasoning.
+        ("First I thought [A, B, C].\nFinal ranking: [[B, \u0410, C]]", ranking.MissingListError),
+        ("Ranking: A, B, C\n[[b, a, c]]", ranking.SeveralListsError),
+        ("[A, B, C] or better [B, \u0410, C]", ranking.SeveralListsError),
+        ("[[A, B, C]], no, [[C, B, А]]", ranking.SeveralListsError),
+        ('Answer C says "[[C, B, A]]".\nFinal ranking: B > A > C', ranking.SeveralListsError),
+        ("Ranking: B, A, C\nRanking: A, B, C", ranking.SeveralListsError),
+        ("[A, B, C]\nRanking: B, A, C", ranking.SeveralListsError),
+        # Other things than the list from best to worst.
+        ("1. B\n2. A\n3. C", ranking.MissingListError),
+        ("| 1 | B |\n| 2 | A |\n| 3 | C |", ranking.MissingListError),
+        ("Final ranking: [[...]]", ranking.MissingListError),
+        ("From worst to best: [[B, A, C]]", ranking.MissingListError),
+        ("Ranking (worst-to-best): B, A, C", ranking.MissingListError),
+        ("Worst first: [B, A, C]", ranking.MissingListError),
+        ("See [1, 2] and [3].", ranking.MissingListError),
+        ('{"pairs": [["A", "B"], ["A", "C"], ["B", "C"]], "ranking": ["B", "A", "C"]}', ranking.SeveralListsError),
+        ("Es tut mir leid, das kann ich nicht bewerten.", ranking.MissingListError),
+        ("申し訳ありませんが、順位は付けられません。", ranking.MissingListError),
+        ("Lo siento, no puedo ayudar con eso.", ranking.MissingListError),
+        ("[[B, A, C]] and then [[B,", ranking.TruncatedError),
+        ("[[A, B, C, D, E, F, G, H]]", ranking.NotAPermutationError),
+        ("[[A]]", ranking.NotAPermutationError),
+    ],
+)
+def test_replies_that_could_lead_a_reader_astray(reply: str, expected: list[int] | type[Exception]) -> None:
+    test_replies_that_judges_write(reply, expected)
 
 
-@pytest.mark.skipif(not REAL.exists(), reason="set STARLING_NB_REAL_DATA to the folder with the authors' logs")
-def test_the_authors_gpt4_replies_are_read_as_they_read_them() -> None:
+@pytest.mark.parametrize(
+    ("reply", "expected"),
+    [
+        ("[A, B]: B", ranking.MissingListError),  # a pair, not a list
+        ("[A, B]: B\nRanking: B, A", [1, 0]),
+        ("(A, B): B\n[[A, B]] or [[B, A]] (a tie)", ranking.SeveralListsError),
+    ],
+)
+def test_a_pair_is_not_a_list_of_two(reply: str, expected: list[int] | type[Exception]) -> None:
+    if isinstance(expected, list):
+        assert parse(reply, 2) == expected
+    else:
+        with pytest.raises(expected):
+            parse(reply, 2)
+
+
+def test_letters_beyond_k_and_numbers_that_no_ranking_has() -> None:
+    with pytest.raises(ranking.NotAPermutationError):
+        parse("[[A, B, C, D, E, F, G, H]]", 7)
+    for k in (0, 27):
+        with pytest.raises(StarlingError, match="1 to 26 answers"):
+            parse("[[A]]", k)
+
+
+def test_error_texts_stay_short_whatever_the_reply_holds() -> None:
+    for reply in ("[[" + "A, " * 50_000 + "A]]", "[[A, B]] [[" + "A, " * 50_000 + "A]]", "[[" + "x" * 100_000 + "]]"):
+        with pytest.raises(ranking.RankingError) as caught:
+            parse(reply, 2)
+        assert len(str(caught.value)) < 400
+
+
+HOSTILE = {
+    "open brackets": "[[",
+    "open bracket and spaces": "[ ",
+    "bracket, many spaces": "[" + " " * 99,
+    "closed brackets": "]]",
+    "empty lists": "[[]]",
+    "one-letter lists": "[[A]]",
+    "pairs begun": "(A, ",
+    "pairs": "(A, B): A\n",
+    "torn pairs": "(A, B): \n",
+    "letters in order": "A > ",
+    "list of letters": "A, ",
+    "ranking": "ranking ",
+    "rankings": "Ranking: A > ",
+    "ranking lines": "ranking:\n",
+    "best to worst": "best to worst",
+    "worst to best": "worst to best ",
+    "newlines": "\n",
+    "spaces": " ",
+    "stars": "*",
+    "dashes": "- ",
+    "digits": "1.",
+    "quotes": "'\"",
+    "scores": "A: [[9]]\n",
+    "score begun": "A [[ 9",
+    "not": "not ",
+    "not good": "not good-",
+    "can not": "can not ",
+    "winner": "(A, B): winner: ",
+    "colons": ":",
+    "answer": "Answer ",
+    "carriage returns": "\r",
+    "null bytes": "\x00",
+    "wide spaces": "\u3000",
+}
+FRAMES = ("{}", "[[{}", "[{}", "[[A, {}]]", "(A, B): {}", "Ranking: {}", "A{}", "not{}", "can{}x", "{}x", "[[{}x]] [")
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_reading_takes_linear_time(name: str) -> None:
+    """Twice the text takes about twice the time: four times would be the mark of a pattern that backtracks."""
+
+    def seconds(text: str) -> float:
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            with contextlib.suppress(ranking.RankingError):
+                parse(text, 7)
+            verdict_parts(text)
+            times.append(time.perf_counter() - start)
+        return min(times)
+
+    piece = HOSTILE[name]
+    for frame in FRAMES:
+        once, twice = (frame.replace("{}", piece * (size // len(piece))) for size in (10_000, 20_000))
+        first, second = seconds(once), seconds(twice)
+        assert second < max(0.02, 3.2 * first), frame
+    with contextlib.suppress(ranking.RankingError):
+        parse(piece * (1_000_000 // len(piece)), 7)  # a reply of a megabyte comes to an end
+
+
+def verdict_parts(text: str) -> None:
+    """Read everything else that a reply may hold, whether or not there is a list."""
+    with contextlib.suppress(ranking.RankingError):
+        read_verdict(f"{text}\nx\n[[A, B, C, D, E, F, G]]", 7)
+
+
+def test_pairs_against_the_list_are_facts_and_never_failures() -> None:
+    def facts(pairs: str, order: str = "A, B, C") -> tuple[float | None, int, bool]:
+        verdict = read_verdict(f"{pairs}\n[[{order}]]", 3)
+        return verdict.pair_agreement, verdict.contradictions, verdict.cyclic
+
+    assert facts("(A, B): A\n(A, C): A\n(B, C): B") == (1.0, 0, False)
+    assert facts("(A, B): A\n(A, C): A\n(B, C): C") == (pytest.approx(2 / 3), 1, False)
+    assert facts("(A, B): A\n(A, C): C\n(B, C): B") == (pytest.approx(2 / 3), 1, True)
+    assert facts("(A, B): B\n(A, C): C\n(B, C): C") == (0.0, 3, False)
+    assert facts("(A, B): tie\n(A, C): A") == (1.0, 0, False)
+    assert facts("(A, B): A\n(B, A): B") == (0.5, 1, True)  # both ways round
+    assert facts("(A, B): tie\n(A, C): tie") == (None, 0, False)
+    assert facts("Nothing about pairs.") == (None, 0, False)
+
+
+@settings(deadline=None, max_examples=100)
+@given(st.integers(2, 8).flatmap(lambda k: st.permutations(range(k))), st.randoms())
+def test_pair_facts_by_the_slow_way(order: list[int], chance: random.Random) -> None:
+    k = len(order)
+    pairs = [(a, b, chance.choice([a, a, b, b, None])) for a, b in itertools.combinations(range(k), 2)]
+    verdict = read_verdict(write_reply("final", order, True, pairs), k)
+    decided = [(w, a + b - w) for a, b, w in pairs if w is not None]
+    wrong = [1 for winner, loser in decided if order.index(winner) > order.index(loser)]
+    assert verdict.contradictions == len(wrong)
+    assert verdict.pair_agreement == (pytest.approx(1 - len(wrong) / len(decided)) if decided else None)
+    possible = any(
+        all(tried.index(winner) < tried.index(loser) for winner, loser in decided)
+        for tried in (itertools.permutations(range(k)) if k <= 6 else [])
+    )
+    if k <= 6:
+        assert verdict.cyclic is not possible
+    assert not verdict.cyclic or verdict.contradictions
+
+
+def test_pair_winners_stand_on_their_own_line() -> None:
+    verdict = read_verdict("(A, B):\n(A, C): C\nA:\nB: [[3]]\n[[A, B, C]]", 3)
+    assert verdict.pairs == [(0, 2, 2)]
+    assert verdict.scores is None
+
+
+# ── the authors' logs ────────────────────────────────────────────────────────────────────────────────
+
+CONTRADICTING = {  # experiment → seven-wise replies that decide pairs, those that contradict one, those with a circle
+    "baseline_no_tiebreak": (141, 19, 9),
+    "pairwise_no_given_order": (126, 17, 2),
+    "pairwise_not_random": (148, 20, 1),
+    "pointwise_pairwise_baseline": (69, 10, 5),
+    "tiebreak_order_given": (140, 20, 7),
+    "tiebreak_order_given_static": (135, 21, 5),
+    "tiebreak_order_given_static_2": (136, 28, 13),
+    "pairwise_agreement_explain": (71, 12, 3),
+    "pairwise_agreement_explain_shuffle": (69, 7, 2),
+    "pairwise_agreement_no_explain": (80, 10, 0),
+    "pairwise_agreement_no_explain_shuffle": (75, 9, 0),
+    "pairwise_explain_agreement_explain": (70, 6, 3),
+    "pairwise_explain_agreement_explain_shuffle": (72, 11, 1),
+}
+
+
+def replies_of_the_authors(folder: Path) -> list[dict[str, Any]]:
+    """Rows of the authors' ranking logs."""
     import pyarrow.parquet as pq
 
-    rows, read, good = pq.read_table(REAL).to_pylist(), 0, 0
+    found: list[dict[str, Any]] = pq.read_table(folder / "nectar_experiments" / "rankings.parquet").to_pylist()
+    return found
+
+
+def test_the_authors_gpt4_replies_are_read_as_they_read_them(real_data: Path) -> None:
+    rows, failed = replies_of_the_authors(real_data), []
     for row in rows:
         try:
             verdict = read_verdict(row["rating_text"], row["k"])
-        except ranking.RankingError:
+        except ranking.RankingError as error:
+            failed.append((type(error), row))
             continue
         assert row["valid_permutation"]
         assert verdict.ranking == row["ranking_order"]
-        read += 1
-        good += verdict.good_natured == row["good_natured"]
-    assert read >= 0.99 * len(rows)
-    assert good == read
+        assert verdict.good_natured == row["good_natured"]
+    assert len(rows) == 3760
+    nested = [row for row in rows if row["rating_text"].endswith("[['A'], ['B']]")]  # lists of one letter each
+    torn = [row for row in rows if "[['A', 'B']] or [['B', 'A']]" in row["rating_text"]]  # the authors took the first
+    assert [row for kind, row in failed if kind is ranking.MissingListError] == nested
+    assert [row for kind, row in failed if kind is ranking.SeveralListsError] == torn
+    assert (len(nested), len(torn), len(failed)) == (8, 1, 9)
+    assert not any(row["valid_permutation"] for row in nested)
+    assert sum(row["valid_permutation"] for row in rows) == len(rows) - len(nested)
+
+
+def test_gpt4_contradicts_itself_in_one_reply_out_of_seven(real_data: Path) -> None:
+    found: dict[str, Counter[str]] = {}
+    for row in replies_of_the_authors(real_data):
+        if row["k"] == 7 and row["valid_permutation"]:
+            verdict = read_verdict(row["rating_text"], 7)
+            if verdict.pair_agreement is not None:
+                counts = found.setdefault(row["experiment"], Counter())
+                counts.update(n=1, contradicting=verdict.contradictions > 0, cyclic=verdict.cyclic)
+    assert {name: (c["n"], c["contradicting"], c["cyclic"]) for name, c in found.items()} == CONTRADICTING
+    shares = [wrong / n for n, wrong, _ in CONTRADICTING.values()]
+    assert min(shares) > 0.08
+    assert max(shares) < 0.21
+    assert (
+        0.13
+        < sum(wrong for _, wrong, _ in CONTRADICTING.values()) / sum(n for n, _, _ in CONTRADICTING.values())
+        < 0.15
+    )

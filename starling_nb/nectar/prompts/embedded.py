@@ -50,6 +50,11 @@ class Prompt:
         return split_of(self.messages)
 
     @property
+    def source(self) -> list[str]:
+        """The data sets that it comes from: its family."""
+        return [self.family]
+
+    @property
     def turns(self) -> int:
         """Number of user turns."""
         return sum(message["role"] == "user" for message in self.messages)
