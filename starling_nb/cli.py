@@ -61,6 +61,89 @@ def reproduce(
 
 
 @app.command()
+def prompts(
+    settings: Annotated[Path, typer.Argument(help="TOML file: sources, filters, evaluation sets, weights.")],
+    out: Annotated[Path, typer.Option(help="File to write, .parquet or .jsonl.")] = Path("prompts.parquet"),
+) -> None:
+    """Collect prompts from data sets: filter, merge duplicates, keep evaluation sets out, mix."""
+    from starling_nb.nectar import prompts as collected
+
+    report = collected.build(collected.Settings.from_toml(settings), out)
+    for name, one in report.sources.items():
+        dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
+        typer.echo(f"{name}: {one.read} read, {one.kept} kept, {one.merged} merged, dropped: {dropped}")
+    typer.echo(f"overlapping evaluation sets: {report.contaminated or 'none'} (listed in {out}.contaminated.jsonl)")
+    typer.echo(f"{out}: {report.kept} prompts")
+
+
+@app.command()
+def respond(
+    source: Annotated[Path, typer.Argument(help="Prompts, as starling-nb prompts writes them.")],
+    responders: Annotated[Path, typer.Option(help="TOML file: who answers, and how each is asked.")],
+    out: Annotated[Path, typer.Option(help="File to write.")] = Path("candidates.parquet"),
+    k: Annotated[int, typer.Option(min=2, max=26, help="Answers a prompt.")] = 7,
+    seed: Annotated[int, typer.Option(help="Of the choice of responders and their draws.")] = 0,
+) -> None:
+    """Answer every prompt exactly K times; faulty answers are replaced, paid ones kept in a ledger."""
+    from starling_nb import progress
+    from starling_nb.nectar.responses import making
+
+    done = making.make(
+        source,
+        making.Responders.from_toml(responders),
+        out,
+        k,
+        seed,
+        progress=lambda n, name: progress.report(n, None, name),
+    )
+    faults = ", ".join(f"{name} {fault} {n}" for (name, fault), n in sorted(done.faults.items())) or "none"
+    typer.echo(
+        f"faults: {faults}\n{out}: {done.filled} prompts with {k} answers; {len(done.short)} could not be filled"
+    )
+
+
+@app.command()
+def judge(
+    source: Annotated[Path, typer.Argument(help="Candidates, as starling-nb respond writes them.")],
+    who: Annotated[str, typer.Option("--judge", help="simulated, a model, or model@http://host:port/v1.")],
+    out: Annotated[Path, typer.Option(help="Folder for rows, rankings, card and pairs.")] = Path("nectar"),
+    variant: Annotated[str, typer.Option(help="Ranking prompt.")] = "final",
+    design: Annotated[str, typer.Option(help="Shown orders: random, balanced, cyclic or two_pass.")] = "random",
+    passes: Annotated[int, typer.Option(min=1, help="Rankings of each prompt.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the shown orders.")] = 0,
+    consistent: Annotated[bool, typer.Option("--consistent", help="Leave out self-contradicting verdicts.")] = False,
+    dollars: Annotated[float | None, typer.Option(help="Stop before more than this is spent.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Stop after so many paid requests.")] = None,
+    concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 32,
+    batch: Annotated[bool, typer.Option("--batch", help="Use the Batch API: half the price, within a day.")] = False,
+    replay: Annotated[bool, typer.Option("--replay", help="Answer from the ledger alone.")] = False,
+    forecast: Annotated[bool, typer.Option("--forecast", help="Say what it will cost; ask nothing.")] = False,
+) -> None:
+    """Rank candidates by a judge and write a data set in Nectar's schema; run it again to go on."""
+    from starling_nb import progress
+    from starling_nb.judge import Batches, Budget
+    from starling_nb.judge.connect import connect
+    from starling_nb.judge.meter import Meter
+    from starling_nb.nectar import candidates, labelling
+    from starling_nb.nectar.release import release
+
+    plan, items = labelling.Plan(variant, design, passes, seed, consistent=consistent), candidates.File(source)
+    total = passes * len(items)
+    how = Batches(report=lambda done, asked: progress.report(done, asked, "batches")) if batch else None
+    budget = Budget(requests, None, dollars)
+    ledger = out / "ledger.sqlite"
+    with connect(who, ledger, seed, budget=budget, concurrency=concurrency, batch=how, replay=replay) as asked:
+        typer.echo(f"forecast, with an empty ledger: {asked.forecast(labelling.requests(items, plan), total)}")
+        if forecast:
+            return
+        labels = release(asked, items, plan, out, Meter(total, "ranking", asked.price))
+        spent = asked.spent
+    invalid = ", ".join(f"{n} {name}" for name, n in labels.outcomes.items() if name) or "none"
+    typer.echo(f"paid now: {spent['requests']} requests, {spent['tokens']} tokens, ${spent['dollars']:.2f}")
+    typer.echo(f"{out}: {labels.rows} rows of {labels.prompts} prompts; invalid rankings: {invalid}")
+
+
+@app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="What to fetch; the model by default.")] = None,
 ) -> None:

@@ -10,8 +10,10 @@ import sys
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 
 from starling_nb import cli, fetch, files, profiles, reproduce
 from starling_nb.judge import SimulatedJudge, simulated
@@ -19,6 +21,7 @@ from starling_nb.judge.connect import SIMULATED, connect
 from starling_nb.nectar import prompts
 from starling_nb.nectar.judging import to_request
 from starling_nb.nectar.ranking import build
+from starling_nb.nectar.responses import making
 from starling_nb.reproduce import Plan, Result
 
 ROOT = files.ROOT
@@ -152,6 +155,7 @@ def settings(command: str) -> list[tuple[str, str, str]]:
 
 MAKES, LINES = commands(README, "make"), commands(README, "starling-nb")
 RUNS = [line for line in LINES if words(line)[1] == "reproduce"]
+BUILDS = [line for line in LINES if words(line)[1] in ("prompts", "respond", "judge")]
 JUDGES = [value for line in RUNS for _, name, value in settings(line) if name == "judge"]
 
 
@@ -199,7 +203,19 @@ def test_a_run_is_planned_as_the_line_says(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("command", [line for line in LINES if line not in RUNS])
+@pytest.mark.parametrize("command", BUILDS)
+def test_a_line_that_builds_a_data_set_can_be_read_and_its_recipes_too(command: str) -> None:
+    name, *rest = words(command)[1:]
+    context = typer.main.get_command(cli.app).commands[name].make_context(name, list(rest))  # type: ignore[attr-defined]
+    recipes = [word for word in rest if word.startswith("data/")]
+    for recipe in recipes:
+        kind: Any = prompts.Settings if name == "prompts" else making.Responders
+        assert kind.from_toml(ROOT / recipe)
+    assert name == "judge" or recipes
+    assert context.params["out"]
+
+
+@pytest.mark.parametrize("command", [line for line in LINES if line not in RUNS + BUILDS])
 def test_every_other_line_does_what_it_says(
     command: str, planned: list[Plan], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

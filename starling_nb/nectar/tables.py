@@ -62,8 +62,9 @@ def read(path: Path, names: Sequence[str], remedy: str) -> Iterator[dict[str, An
     with _told(path, remedy), pq.ParquetFile(path) as file:
         if absent := [name for name in names if name not in file.schema_arrow.names]:
             raise StarlingError(f"{path} has no column {', '.join(absent)}: {remedy}")
-        for batch in file.iter_batches(ROWS, columns=list(names)):
-            yield from batch.to_pylist()
+        for group in range(file.num_row_groups):  # one at a time: a reader over all keeps what it has read
+            for batch in file.iter_batches(ROWS, row_groups=[group], columns=list(names)):
+                yield from batch.to_pylist()
 
 
 def count(path: Path, remedy: str) -> int:

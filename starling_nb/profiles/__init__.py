@@ -71,6 +71,8 @@ class DatasetConstruction(Common):
     """Of these, prompts whose answers are sampled again now, 1 to n_prompts."""
     passes: int
     """Rankings of each prompt, in as many shown orders, merged by mean rank."""
+    design: str
+    """Shown orders: random, balanced, cyclic or two_pass."""
     variant: str
     """Ranking prompt, a name from starling_nb.nectar.ranking.VARIANTS."""
 

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import tomllib
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any, get_type_hints
 
 from starling_nb.errors import StarlingError
 
@@ -47,3 +50,44 @@ def parse(name: str, kind: type, text: str) -> Any:
         return check(name, kind, kind(text))
     except (ValueError, KeyError) as error:
         raise ParameterError(f"{name} = {text!r} is not a value of type {kind.__name__}") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        StarlingError: the file is missing or is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise StarlingError(f"{path} is missing: mend the path") from error
+    except (OSError, ValueError) as error:
+        raise StarlingError(f"{path} is not a TOML file ({error}): mend it") from error
+
+
+def typed(kind: type, values: Any, where: str) -> Any:
+    """``values`` as the dataclass ``kind``, tables inside as the dataclasses of their fields.
+
+    Raises:
+        StarlingError: a name that ``kind`` does not have, a value of another type, or one that is lacking.
+    """
+    if not isinstance(values, Mapping):
+        raise StarlingError(f"{where} has to be a table")
+    hints = get_type_hints(kind)
+    if unknown := [name for name in values if name not in hints]:
+        raise StarlingError(f"{where} has an unknown name {', '.join(unknown)}: choose from {', '.join(hints)}")
+    made = {name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
+    needed = [one.name for one in fields(kind) if one.default is MISSING and one.default_factory is MISSING]
+    if absent := [name for name in needed if name not in made]:
+        raise StarlingError(f"{where} lacks {', '.join(absent)}")
+    return kind(**made)
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    if hint in (int, float, str, bool):
+        return check(where, hint, value)
+    if hasattr(hint, "__dataclass_fields__"):
+        return typed(hint, value, where)
+    (inner,) = hint.__args__  # a list of something
+    return [_value(inner, item, f"{where}[{place}]") for place, item in enumerate(check(where, list, value))]

@@ -22,15 +22,12 @@ Tables ``[filters]``, ``[duplicates]`` and ``[decontamination]`` change their de
 
 from __future__ import annotations
 
-import tomllib
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, get_type_hints
 
 from starling_nb import files
 from starling_nb.errors import StarlingError
-from starling_nb.profiles.values import check
+from starling_nb.profiles.values import read_toml, typed
 
 
 def _at_least(low: float, where: str, **values: float) -> None:
@@ -177,13 +174,7 @@ class Settings:
         Raises:
             StarlingError: the file is missing or is not TOML, or holds an unknown name or a value of a wrong type.
         """
-        try:
-            values = tomllib.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise StarlingError(f"{path} is missing: mend the path") from error
-        except (OSError, ValueError) as error:
-            raise StarlingError(f"{path} is not a TOML file ({error}): mend it") from error
-        found: Settings = _typed(cls, values, str(path))
+        found: Settings = typed(cls, read_toml(path), str(path))
         return replace(
             found,
             sources=[replace(item, path=_beside(path, item.path)) for item in found.sources],
@@ -193,26 +184,3 @@ class Settings:
 
 def _beside(path: Path, name: str) -> str:
     return str(path.parent / name) if name else ""
-
-
-def _typed(kind: type, values: Any, where: str) -> Any:
-    """``values`` as the dataclass ``kind``, names and types checked."""
-    if not isinstance(values, Mapping):
-        raise StarlingError(f"{where} has to be a table")
-    hints = get_type_hints(kind)
-    if unknown := [name for name in values if name not in hints]:
-        raise StarlingError(f"{where} has an unknown name {', '.join(unknown)}: choose from {', '.join(hints)}")
-    made = {name: _value(hints[name], value, f"{where}: {name}") for name, value in values.items()}
-    needed = [item.name for item in fields(kind) if item.name in ("name", "path", "sources")]
-    if absent := [name for name in needed if name not in made and not (kind is SourceSettings and name == "path")]:
-        raise StarlingError(f"{where} lacks {', '.join(absent)}")
-    return kind(**made)
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    if hint in (int, float, str, bool):
-        return check(where, hint, value)
-    if isinstance(hint, type) and hasattr(hint, "__dataclass_fields__"):
-        return _typed(hint, value, where)
-    (inner,) = hint.__args__  # a list of something
-    return [_value(inner, item, f"{where}[{place}]") for place, item in enumerate(check(where, list, value))]

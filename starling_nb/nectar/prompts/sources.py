@@ -183,8 +183,9 @@ def _from_file(path: Path) -> Iterator[Any]:
         import pyarrow.parquet as pq
 
         with pq.ParquetFile(path) as file:
-            for batch in file.iter_batches(batch_size=1024):
-                yield from batch.to_pylist()
+            for group in range(file.num_row_groups):  # one at a time: a reader over all keeps what it has read
+                for batch in file.iter_batches(1024, row_groups=[group]):
+                    yield from batch.to_pylist()
     else:
         raise ValueError("not a .jsonl, .jsonl.gz, .json or .parquet file")
 

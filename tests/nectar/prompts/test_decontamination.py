@@ -118,11 +118,10 @@ def test_evaluation_files_that_do_not_fit_are_one_message(tmp_path: Path) -> Non
             made.add_file(EvaluationSettings("a", str(tmp_path / name)))
 
 
-def test_our_prompts_hold_one_relative_of_our_benches() -> None:
-    """b67 asks how to lift a heavy box without wrecking one's back; s85 has "hurting" there."""
+def test_our_prompts_hold_no_relative_of_our_benches() -> None:
     made = index()
     assert sum(made.add_file(bench) for bench in own_benches()) >= 500
-    assert [prompt.id for prompt in prompts.load() if made.find(prompt.messages)] == ["b67"]
+    assert [prompt.id for prompt in prompts.load() if made.find(prompt.messages)] == []
     asked = files.read_jsonl(files.DATA / "bench_instructions.jsonl")[0]["messages"]
     found = made.find(asked)
     assert found is not None

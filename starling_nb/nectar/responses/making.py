@@ -1,0 +1,127 @@
+"""From a file of prompts to a file of candidates, by the responders that a TOML file names.
+
+[[responders]]
+name = "gpt-3.5-turbo"            # its name in the data set
+who = "gpt-3.5-turbo"             # a model behind a server: as for the judge
+system = "You are a helpful assistant."
+temperature = 0.1
+
+[[responders]]
+name = "smollm2"
+model = "embedded"                # a model on this machine: embedded, a hub id or a folder
+max_tokens = 200
+may_be_cut = true
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from starling_nb import files
+from starling_nb.errors import StarlingError
+from starling_nb.judge import Ledger
+from starling_nb.judge.connect import connect
+from starling_nb.nectar import candidates, tables
+from starling_nb.nectar.candidates import Conversation
+from starling_nb.nectar.responses.filling import Report, fill
+from starling_nb.nectar.responses.responders import TRIES, Endpoint, Local, Responder, Settings
+from starling_nb.profiles.values import read_toml, typed
+
+EMBEDDED = "embedded"
+COLUMNS = ("id", "messages", "source", "answers")
+
+
+@dataclass(frozen=True)
+class Asked(Settings):
+    """A responder as a file describes it: behind a server (``who``) or on this machine (``model``)."""
+
+    who: str = ""
+    model: str = ""
+    concurrency: int = 8
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.who) == bool(self.model):
+            raise StarlingError(f"responder {self.name}: give either who (a server's model) or model (on this machine)")
+
+
+@dataclass(frozen=True)
+class Responders:
+    """Who may be asked."""
+
+    responders: list[Asked] = field(default_factory=list)
+
+    @classmethod
+    def from_toml(cls, path: Path) -> Responders:
+        """Read a file as above.
+
+        Raises:
+            StarlingError: the file is missing or is not TOML, or holds an unknown name or a value of a wrong type.
+        """
+        found: Responders = typed(cls, read_toml(path), str(path))
+        return found
+
+
+def prompts(path: Path) -> Iterator[Conversation]:
+    """The prompts of a file that :func:`starling_nb.nectar.prompts.build` wrote, with the answers they came with.
+
+    Raises:
+        StarlingError: the file is missing or damaged, or lacks a column.
+    """
+    if path.suffix == ".parquet":
+        rows: Iterator[dict[str, Any]] = tables.read(path, COLUMNS, "make it with starling-nb prompts")
+    else:
+        rows = iter(files.read_jsonl(path))
+    for row in rows:
+        try:
+            had = tuple((answer["model"], answer["answer"]) for answer in row["answers"])
+            yield Conversation(row["id"], row["messages"], row["source"], had)
+        except (KeyError, TypeError) as error:
+            raise StarlingError(
+                f"{path} has a row without {', '.join(COLUMNS)}: make it with starling-nb prompts"
+            ) from error
+
+
+def make(
+    source: Path,
+    asked: Responders,
+    out: Path,
+    k: int = 7,
+    seed: int = 0,
+    ledger: Path | None = None,
+    progress: Callable[[int, str], object] | None = None,
+) -> Report:
+    """Answer every prompt of ``source`` exactly ``k`` times and write the candidates to ``out``.
+
+    Every answer is kept in ``ledger`` (beside ``out`` by default) as it comes, so that a run that was stopped goes on
+    where it was. Prompts that cannot be filled are left out and named in the report.
+
+    Raises:
+        StarlingError: a file cannot be read or written, or a model cannot be loaded.
+        JudgeUnavailable: a server cannot be reached, or refuses.
+    """
+    book = ledger or out.with_name(f"{out.stem}.ledger.sqlite")
+    report = Report()
+    with ExitStack() as stack:
+        responders = [_open(one, book, seed, stack) for one in asked.responders]
+        filled = fill(
+            prompts(source), responders, k, seed, existing=lambda p: p.existing, report=report, progress=progress
+        )
+        candidates.write(filled, out)
+    return report
+
+
+def _open(asked: Asked, ledger: Path, seed: int, stack: ExitStack) -> Responder:
+    if asked.who:
+        settings = {"attempts": TRIES, "concurrency": asked.concurrency}
+        return Endpoint(asked, stack.enter_context(connect(asked.who, ledger, seed, **settings)))
+    from starling_nb import models
+
+    lm = models.load() if asked.model == EMBEDDED else models.load(asked.model)
+    book = Ledger(ledger)
+    stack.callback(book.close)
+    return Local(asked, lm, book)
