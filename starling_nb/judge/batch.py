@@ -26,7 +26,7 @@ from starling_nb.judge.asking import Request
 from starling_nb.judge.jobs import ENDPOINT, Asked, Job, Jobs
 from starling_nb.judge.ledger import Attempt
 from starling_nb.judge.session import Gap, read
-from starling_nb.judge.spending import BudgetExceeded
+from starling_nb.judge.spending import BudgetExceeded, JudgeStopped
 from starling_nb.judge.wire import JudgeUnavailable, Unanswered
 
 if TYPE_CHECKING:
@@ -93,21 +93,19 @@ class _Run:
         self.reserved: dict[str, dict[str, int]] = {}
         self.new: set[str] = set()  # jobs for which no batch can exist on the server yet
         self.total = 0
+        self.stopped: BudgetExceeded | None = None
 
     def plan(self, requests: Iterable[Request[Any]]) -> BudgetExceeded | None:
         """Put what is missing into jobs; returns what stopped it early, if anything did."""
-        self.total = 0
-        try:
-            missing = self._missing(requests)
-            for first in missing:
-                with self.jobs.planning() as plan:
-                    for request, gap in chain([first], missing):
-                        plan.add(request, gap, self.judge.model)
-                        if len(plan.rows) == self.how.size or plan.size >= self.how.megabytes * 1e6:
-                            break
-        except BudgetExceeded as error:
-            return error
-        return None
+        self.total, self.stopped = 0, None
+        missing = self._missing(requests)
+        for first in missing:
+            with self.jobs.planning() as plan:
+                for request, gap in chain([first], missing):
+                    plan.add(request, gap, self.judge.model)
+                    if len(plan.rows) == self.how.size or plan.size >= self.how.megabytes * 1e6:
+                        break
+        return self.stopped
 
     def _missing(self, requests: Iterable[Request[Any]]) -> Iterator[tuple[Request[Any], Gap]]:
         """The requests that lack a reply and may still get one, each reply once; what they may cost is set aside."""
@@ -119,7 +117,11 @@ class _Run:
                 continue
             if not isinstance(gap, Gap) or gap.name in self.reserved or self.tries[gap.name] >= self.how.rounds:
                 continue
-            self.judge.spending.reserve_now(request.most)
+            try:
+                self.judge.spending.reserve_now(request.most)
+            except BudgetExceeded as error:
+                self.stopped = error
+                return
             self.reserved[gap.name] = request.most
             yield request, gap
 
@@ -131,6 +133,8 @@ class _Run:
             moved = [await self._advance(job, alone=waiting in ([], [job])) for job in jobs]
             if self.how.report is not None:
                 self.how.report(self.total - sum(job.requests for job in self.jobs.open()), self.total)
+            if self.judge.halted:
+                raise JudgeStopped("interrupted; the batches go on at the server: run again to collect them")
             if not any(moved):
                 await asyncio.sleep(self.how.poll)
         return asked

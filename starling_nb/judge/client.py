@@ -92,6 +92,11 @@ class Judge:
         """Requests, tokens and dollars (0 where no price is known) paid for in this judge's life."""
         return {name: getattr(self.spending, name) for name in ("requests", "tokens", "dollars")}
 
+    @property
+    def halted(self) -> bool:
+        """Whether the user has interrupted a call that runs in another thread."""
+        return self._halt.is_set()
+
     def wire(self) -> Wire:
         """A connection of its own to the server, not yet opened."""
         return Wire(*self._wire_settings)
@@ -115,7 +120,7 @@ class Judge:
         pending: set[asyncio.Task[tuple[Request[T], Outcome[T]]]] = set()
         try:
             while True:
-                while stopped is None and not self._halt.is_set() and len(pending) < self.concurrency:
+                while stopped is None and not self.halted and len(pending) < self.concurrency:
                     if (request := next(source, None)) is None:
                         break
                     if (outcome := session.known(request)) is not None:

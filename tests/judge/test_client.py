@@ -146,7 +146,7 @@ def test_concurrency_is_a_limit_that_is_used() -> None:
 
 
 def test_a_second_run_pays_nothing_and_needs_neither_server_nor_key(tmp_path: Path) -> None:
-    path = tmp_path / "ledger.jsonl"
+    path = tmp_path / "ledger.sqlite"
     with judge(echo, ledger=path) as (asked, _):
         first = asked.ask_all(asks(5))
     again = Judge("m", ledger=path).ask_all(asks(5))
@@ -185,7 +185,7 @@ def test_the_same_question_is_asked_once_even_at_the_same_time() -> None:
 
 
 def test_a_killed_run_is_continued(tmp_path: Path) -> None:
-    path, n = tmp_path / "ledger.jsonl", 30
+    path, n = tmp_path / "ledger.sqlite", 30
     program = (
         "import sys; from pathlib import Path; from starling_nb.judge import Judge, Request\n"
         "asks = [Request(f'r{i}', [{'role': 'user', 'content': str(i)}], {}, int) for i in range(30)]\n"

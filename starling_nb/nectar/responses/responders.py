@@ -85,11 +85,10 @@ class Settings:
 
 
 @dataclass(frozen=True)
-class Endpoint:
-    """A model behind a server; ``judge`` is the client that asks it (its ledger, limits and budget hold)."""
+class Model:
+    """A responder with settings."""
 
     settings: Settings
-    judge: Judge
 
     @property
     def name(self) -> str:
@@ -100,6 +99,13 @@ class Endpoint:
     def weight(self) -> float:
         """Its chance of being picked, relative to the others."""
         return self.settings.weight
+
+
+@dataclass(frozen=True)
+class Endpoint(Model):
+    """A model behind a server; ``judge`` is the client that asks it (its ledger, limits and budget hold)."""
+
+    judge: Judge
 
     def answer(self, prompts: Sequence[Any], seed: int, faults: Callable[[str], object]) -> dict[str, str]:
         """Usable answers by prompt id.
@@ -109,40 +115,33 @@ class Endpoint:
         """
         settings = self.settings
         params = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "seed": seed}
-        parse = partial(_checked, faults=faults)
-        requests = [Request(p.id, settings.messages(p), params, parse, not settings.may_be_cut) for p in prompts]
-        outcomes = self.judge.ask_all(requests)
+        met: set[tuple[str, str, str]] = set()  # prompt, fault, reply: a reply is read more than once
+
+        def checked(reply: str, id: str) -> str:
+            if (found := fault(reply)) is not None:
+                met.add((id, found, reply))
+                raise FaultyAnswerError(found)
+            return reply.strip()
+
+        outcomes = self.judge.ask_all(
+            Request(p.id, settings.messages(p), params, partial(checked, id=p.id), not settings.may_be_cut)
+            for p in prompts
+        )
         for outcome in outcomes:
             if outcome.value is None and not str(outcome.error).startswith("FaultyAnswerError"):
                 faults("truncated" if str(outcome.error).startswith("TruncatedReply") else "unanswered")
+        for _, found, _ in sorted(met):
+            faults(found)
         return {outcome.id: outcome.value for outcome in outcomes if outcome.value is not None}
 
 
-def _checked(reply: str, faults: Callable[[str], object]) -> str:
-    if (found := fault(reply)) is not None:
-        faults(found)
-        raise FaultyAnswerError(found)
-    return reply.strip()
-
-
 @dataclass(frozen=True)
-class Local:
+class Local(Model):
     """A model on this machine, sampled in batches; ``ledger`` keeps its answers."""
 
-    settings: Settings
     lm: LM
     ledger: Ledger | None = None
     progress: Callable[[int, int], None] | None = None
-
-    @property
-    def name(self) -> str:
-        """The responder's name in the data set."""
-        return self.settings.name
-
-    @property
-    def weight(self) -> float:
-        """Its chance of being picked, relative to the others."""
-        return self.settings.weight
 
     def answer(self, prompts: Sequence[Any], seed: int, faults: Callable[[str], object]) -> dict[str, str]:
         """Usable answers by prompt id; a draw is decided by the responder's name, the prompt's id and the try."""
