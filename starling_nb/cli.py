@@ -136,7 +136,8 @@ def judge(
         typer.echo(f"forecast, with an empty ledger: {asked.forecast(labelling.requests(items, plan), total)}")
         if forecast:
             return
-        labels = release(asked, items, plan, out, Meter(total, "ranking", asked.price))
+        with Meter(total, "ranking", asked.price) as meter:
+            labels = release(asked, items, plan, out, meter)
         spent = asked.spent
     invalid = ", ".join(f"{n} {name}" for name, n in labels.outcomes.items() if name) or "none"
     typer.echo(f"paid now: {spent['requests']} requests, {spent['tokens']} tokens, ${spent['dollars']:.2f}")

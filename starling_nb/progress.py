@@ -101,6 +101,12 @@ def _draw(step: int, total: int | None, desc: str, finished: bool, rates: dict[s
         del _bars[desc]
 
 
+def abandon(desc: str) -> None:
+    """Close the bar of work that came to an early end; nothing is done where there is none."""
+    if (bar := _bars.pop(desc, None)) is not None:
+        bar.close()
+
+
 @dataclass
 class Tail:
     """Reads the progress file of a running stage, as far as it is written."""

@@ -11,7 +11,7 @@ from starling_nb.judge.spending import Price
 
 
 class Meter:
-    """Counts outcomes and reports them; call it with each as it is settled.
+    """Counts outcomes and reports them; call it with each as it is settled. As a context it ends its bar early, too.
 
     Args:
         total: outcomes expected.
@@ -24,6 +24,12 @@ class Meter:
         self.done = self.paid = self.invalid = 0
         self.dollars = 0.0
         self._began = time.monotonic()
+
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        progress.abandon(self.desc)
 
     def __call__(self, outcome: Outcome[Any]) -> None:
         """Count one outcome."""
