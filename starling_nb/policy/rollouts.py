@@ -48,8 +48,8 @@ class RewardOnTrunk:
         lm: the policy's language model.
         start: the policy's first own block.
 
-    ``shared`` counts the shared blocks: collect rollouts with the states that enter block ``shared`` kept, unless it
-    is 0.
+    ``shared`` counts the shared blocks; ``capture`` names the blocks whose entering states are to be kept while
+    sampling: the policy's first own one, and the one from which the reward model goes its own way.
     """
 
     def __init__(self, reward: RewardModel, lm: LM, start: int) -> None:
@@ -59,6 +59,7 @@ class RewardOnTrunk:
             and reward.chat.tokenizer.get_vocab() == lm.chat.tokenizer.get_vocab()
         )
         self.shared = _shared_blocks(reward.transformer, lm.model.model, start) if self.same_tokens else 0
+        self.capture = {start, self.shared or start}
 
     def __call__(self, rollouts: Sequence[Rollout], batch: int = 32) -> None:
         """Give every rollout its raw score and, where the tokens are the policy's, its ``means``.

@@ -126,7 +126,7 @@ def _answers(
         samples=samples,
         seed=p.seed,
         max_new_tokens=p.max_new_tokens,
-        capture={start, score.shared or start},
+        capture=score.capture,
         desc=desc,
     )
     score(rollouts)

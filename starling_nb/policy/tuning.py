@@ -132,7 +132,7 @@ def tune(
             ids,
             seed=recipe.seed,
             max_new_tokens=recipe.max_new_tokens,
-            capture={plain.start, score.shared or plain.start},
+            capture=score.capture,
             progress=progress.sampling(len(ids), f"{recipe.objective.upper()} step {step + 1}, rollouts"),
         )
         score(rollouts)
