@@ -48,7 +48,7 @@ class RateLimit:
         self.buckets: dict[str, Bucket] = {}
         self.quiet_until = 0.0
         self._turn = asyncio.Lock()
-        self._answers = 0
+        self._answers, self._first = 0, 0.0
         self._since = time.monotonic()
 
     async def acquire(self, tokens: int) -> None:
@@ -86,26 +86,32 @@ class RateLimit:
         if pace := self.buckets.get("pace"):
             pace.rate *= 1.01
 
-    def refused(self, headers: Mapping[str, str]) -> float:
-        """A request was refused for its rate: seconds that the server asks for; they hold for the whole session."""
+    def refused(self, headers: Mapping[str, str], for_rate: bool = True) -> float:
+        """A request was refused: seconds that the server asks for; they hold for the whole session.
+
+        A server that refuses for the rate and says no more is asked more slowly from now on.
+        """
         self.learn(headers)
         asked, now = retry_after(headers), time.monotonic()
         if asked:
             self.quiet_until = max(self.quiet_until, now + asked)
-        elif not {"requests", "tokens"} & set(self.buckets):
+        elif for_rate and not {"requests", "tokens"} & set(self.buckets):
             self._slow_down(now)
         return asked
 
     def _slow_down(self, now: float) -> None:
         """Ask at seven tenths of the pace; once a second at most, for refusals come in crowds.
 
-        The first pace is the rate at which answers came. One refusal costs what 36 answers give back, so that a server
-        which rarely refuses does not slow the run.
+        The first pace is the rate at which answers came. One refusal costs what 36 answers give back, and all of them
+        no more than nine tenths of that rate: a server which refuses now and then, however slowly it is asked, does not
+        bring the run to a halt.
         """
         if now - self._since < 1.0:
             return
         known = self.buckets.get("pace")
-        rate = max(SLOWEST, 0.7 * (known.rate if known else max(1.0, self._answers / (now - self._since))))
+        if known is None:
+            self._first = max(1.0, self._answers / (now - self._since))
+        rate = max(SLOWEST, self._first / 10, 0.7 * (known.rate if known else self._first))
         self.buckets["pace"] = Bucket(max(1.0, rate), rate, 0.0, now)
         self._since = now
 

@@ -212,7 +212,7 @@ class Wire:
             )
             raise JudgeUnavailable(told) from error
         if status in (408, 409, 429) or status >= 500:
-            asked = self.limit.refused(error.response.headers) if status in (429, 503) else 0.0
+            asked = self.limit.refused(error.response.headers, status == 429) if status in (429, 503) else 0.0
             told = f"still {status} after {self.retries + 1} tries ({text}): run again later"
             return _Failed(f"http_{status}", Unanswered(told), asked)
         name = "content_filter" if error.code == "content_filter" else f"http_{status}"

@@ -101,6 +101,22 @@ def test_plain_refusals_slow_the_pace_and_answers_raise_it_again(monkeypatch: py
     assert limit.buckets["pace"].rate == pytest.approx(70 * 1.01**10)
 
 
+def test_a_server_that_refuses_however_slowly_it_is_asked_does_not_halt_the_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [0.0]
+    monkeypatch.setattr(limits.time, "monotonic", lambda: now[0])
+    limit = RateLimit()
+    for _ in range(50):
+        limit.answered()
+    for _ in range(100):
+        now[0] += 1.0
+        limit.refused({})
+    assert limit.buckets["pace"].rate == pytest.approx(5)
+    limit.refused({}, for_rate=False)
+    assert limit.buckets["pace"].rate == pytest.approx(5)
+
+
 def test_a_pause_that_was_asked_for_holds_for_all(monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> float:
         limit = RateLimit()
