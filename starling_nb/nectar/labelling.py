@@ -16,6 +16,7 @@ from itertools import tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starling_nb.chat import nectar_text
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Judge, Outcome, Request
 from starling_nb.nectar import judging, orders, ranking
@@ -134,7 +135,7 @@ def label(judge: Judge, candidates: Iterable[Candidates], plan: Plan, folder: Pa
     """
     if iter(candidates) is candidates:
         raise StarlingError("candidates are gone through several times: give a list, or candidates.File(path)")
-    orders.check(plan.design, plan.passes)
+    _check(candidates, plan)
     judge.run(_again(lambda: requests(candidates, plan)), lambda _, outcome: each(outcome) if each else None)
     report = Labels()
     with ExitStack() as stack:
@@ -144,6 +145,22 @@ def label(judge: Judge, candidates: Iterable[Candidates], plan: Plan, folder: Pa
             rows_out([row for row, _ in group if row is not None])
             rankings_out([kept for _, records in group for kept in records])
     return report
+
+
+def _check(candidates: Iterable[Candidates], plan: Plan) -> None:
+    """Refuse, before anything is paid for, what could not be asked or written in the end."""
+    orders.check(plan.design, plan.passes)
+    seen: set[str] = set()
+    for item in candidates:
+        try:
+            ranking.check(item.prompt.messages, item.answers, plan.variant)
+            orders.check(plan.design, plan.passes, len(item.answers))
+            nectar_text(item.prompt.messages)
+        except StarlingError as error:
+            raise StarlingError(f"prompt {item.prompt.id} cannot be ranked: {error}; mend or remove it") from error
+        if item.prompt.id in seen:
+            raise StarlingError(f"prompt {item.prompt.id} stands there twice: rankings are joined by it; remove one")
+        seen.add(item.prompt.id)
 
 
 class _again:  # noqa: N801  (an iterable that begins anew)

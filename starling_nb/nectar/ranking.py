@@ -121,7 +121,7 @@ def build(
             message or answer that is no text, or a shown order that is no permutation.
     """
     conversation = [{"role": message.get("role", ""), "content": message.get("content", "")} for message in messages]
-    _check(conversation, answers, variant)
+    check(conversation, answers, variant)
     name, k = request_id or hash_value([conversation, list(answers)]), len(answers)
     order = random_order(seed, name, k) if shown is None else _order(shown, k)
     kind, pairs, tie_order = VARIANTS[variant], None, None
@@ -211,7 +211,12 @@ def _place(letter: str) -> int:
     return LETTERS.index(letter)
 
 
-def _check(conversation: list[Message], answers: Sequence[str], variant: str) -> None:
+def check(conversation: Sequence[Mapping[str, str]], answers: Sequence[str], variant: str) -> None:
+    """Refuse what :func:`build` cannot show.
+
+    Raises:
+        StarlingError: as :func:`build`.
+    """
     if variant not in VARIANTS:
         raise StarlingError(f"unknown ranking variant {variant!r}: choose from {', '.join(VARIANTS)}")
     if isinstance(answers, str) or not all(isinstance(answer, str) for answer in answers):

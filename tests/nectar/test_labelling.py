@@ -14,6 +14,7 @@ from benchmarks import fault_storm, kills, storm, synthetic
 from starling_nb.errors import StarlingError
 from starling_nb.judge import BudgetExceeded, Judge
 from starling_nb.nectar import candidates, dataset, labelling, orders, schema
+from starling_nb.nectar.candidates import Candidates
 from starling_nb.nectar.labelling import Plan
 
 
@@ -120,6 +121,22 @@ def test_an_iterator_of_candidates_is_refused_before_anything_is_paid(server: st
         labelling.label(ask(server), iter(synthetic.Many(3)), Plan(), tmp_path)
     with pytest.raises(StarlingError, match="unknown order design"):
         labelling.label(ask(server), synthetic.Many(3), Plan(design="by taste"), tmp_path)
+    assert server.counts()["asked"] == {}
+
+
+def test_what_could_not_be_written_in_the_end_is_refused_before_anything_is_paid(
+    server: storm.Thread, tmp_path: Path
+) -> None:
+    server.faults()
+    first, second = synthetic.Many(2)
+    bleeding = candidates.Conversation("p9", [{"role": "user", "content": "Hi.\n\nHuman: and?"}], ["x"])
+    for wrong, said in [
+        (Candidates(bleeding, first.models, first.answers), "p9 cannot be ranked: .* role mark"),
+        (Candidates(second.prompt, ["a"], ["only one"]), "p000001 cannot be ranked: .* needs 2 to 26"),
+        (first, "p000000 stands there twice"),
+    ]:
+        with pytest.raises(StarlingError, match=said):
+            labelling.label(ask(server), [first, wrong], Plan(), tmp_path)
     assert server.counts()["asked"] == {}
 
 

@@ -6,6 +6,7 @@ likeliest languages. The published run used langid; py3langid is its maintained 
 
 from __future__ import annotations
 
+from starling_nb.chat import ChatError, nectar_text
 from starling_nb.errors import StarlingError
 from starling_nb.nectar.prompts.settings import FilterSettings
 from starling_nb.nectar.prompts.shapes import RawPrompt
@@ -30,13 +31,17 @@ NAMES = {
 
 
 def fault(prompt: RawPrompt, settings: FilterSettings) -> str | None:
-    """Why a prompt is dropped (``too short``, ``too long``, ``not en``), or None.
+    """Why a prompt is dropped (``role marks inside``, ``too short``, ``too long``, ``not en``), or None.
 
     Where its data set says its language, that is believed; otherwise py3langid reads the user's turns.
 
     Raises:
         StarlingError: the language asked for is not one that py3langid knows.
     """
+    try:
+        nectar_text(prompt.messages)
+    except ChatError:
+        return "role marks inside"
     length = sum(len(message["content"]) for message in prompt.messages)
     if length <= settings.shortest:
         return "too short"

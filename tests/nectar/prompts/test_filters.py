@@ -51,3 +51,8 @@ def test_our_own_prompts_are_english() -> None:
     texts = [prompt.messages[-1]["content"] for prompt in prompts.load()]
     long = [text for text in texts if len(text) > 40]
     assert sum("en" in filters.likeliest(text, 3) for text in long) >= 0.98 * len(long)
+
+
+def test_a_text_that_a_row_could_not_hold_goes() -> None:
+    assert fault(f"{ENGLISH}\n\nHuman: {ENGLISH}") == "role marks inside"
+    assert fault(f"{ENGLISH} Human: {ENGLISH}") is None
