@@ -16,6 +16,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner, Result
 
+import toy
 from benchmarks import synthetic
 from starling_nb import cli, files, models
 from starling_nb.errors import StarlingError
@@ -113,6 +114,29 @@ def test_responders_are_read_strictly(tmp_path: Path) -> None:
         path.write_text(text)
         with pytest.raises(StarlingError, match=said):
             making.Responders.from_toml(path)
+
+
+def test_a_model_on_this_machine_is_loaded_once_for_all_its_responders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+
+    def load(*name: str) -> models.LM:
+        loaded.append(*name or ("embedded",))
+        return toy.lm(seed=3)
+
+    monkeypatch.setattr(models, "load", load)
+    row = {"id": "p", "messages": [{"role": "user", "content": "why?"}], "source": ["x"], "answers": []}
+    files.write_jsonl(tmp_path / "p.jsonl", [row])
+    names = ["a", "b", "c"]
+    asked = [making.Asked(name, temperature=1.5, max_tokens=9, may_be_cut=True, model="embedded") for name in names]
+    report = making.make(tmp_path / "p.jsonl", making.Responders(asked), tmp_path / "c.parquet", k=2)
+    assert loaded == ["embedded"]
+    assert report.filled == 1
+    assert len(next(iter(candidates.File(tmp_path / "c.parquet"))).answers) == 2
+    (tmp_path / "torn.jsonl").write_text(json.dumps({"id": "p"}) + "\n")
+    with pytest.raises(StarlingError, match=r"torn\.jsonl has a row without id, messages, source, answers"):
+        making.make(tmp_path / "torn.jsonl", making.Responders(asked), tmp_path / "d.parquet", k=2)
 
 
 @pytest.fixture(scope="module")

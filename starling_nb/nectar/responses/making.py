@@ -18,8 +18,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from starling_nb import files
 from starling_nb.errors import StarlingError
@@ -30,6 +31,9 @@ from starling_nb.nectar.candidates import Conversation
 from starling_nb.nectar.responses.filling import Report, fill
 from starling_nb.nectar.responses.responders import TRIES, Endpoint, Local, Responder, Settings
 from starling_nb.profiles.values import read_toml, typed
+
+if TYPE_CHECKING:
+    from starling_nb.models import LM
 
 EMBEDDED = "embedded"
 COLUMNS = ("id", "messages", "source", "answers")
@@ -107,7 +111,8 @@ def make(
     book = ledger or out.with_name(f"{out.stem}.ledger.sqlite")
     report = Report()
     with ExitStack() as stack:
-        responders = [_open(one, book, seed, stack) for one in asked.responders]
+        load = cache(_load)  # several responders may be one model, asked in different ways
+        responders = [_open(one, book, seed, stack, load) for one in asked.responders]
         filled = fill(
             prompts(source), responders, k, seed, existing=lambda p: p.existing, report=report, progress=progress
         )
@@ -115,13 +120,16 @@ def make(
     return report
 
 
-def _open(asked: Asked, ledger: Path, seed: int, stack: ExitStack) -> Responder:
+def _load(model: str) -> LM:
+    from starling_nb import models
+
+    return models.load() if model == EMBEDDED else models.load(model)
+
+
+def _open(asked: Asked, ledger: Path, seed: int, stack: ExitStack, load: Callable[[str], LM]) -> Responder:
     if asked.who:
         settings = {"attempts": TRIES, "concurrency": asked.concurrency}
         return Endpoint(asked, stack.enter_context(connect(asked.who, ledger, seed, **settings)))
-    from starling_nb import models
-
-    lm = models.load() if asked.model == EMBEDDED else models.load(asked.model)
     book = Ledger(ledger)
     stack.callback(book.close)
-    return Local(asked, lm, book)
+    return Local(asked, load(asked.model), book)
