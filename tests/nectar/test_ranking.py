@@ -393,23 +393,29 @@ FRAMES = ("{}", "[[{}", "[{}", "[[A, {}]]", "(A, B): {}", "Ranking: {}", "A{}", 
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_reading_takes_linear_time(name: str) -> None:
-    """Twice the text takes about twice the time: four times would be the mark of a pattern that backtracks."""
+    """Four times the text takes about four times the work: sixteen would be the mark of a pattern that backtracks.
+
+    The thread's own time is taken, so that a busy neighbour does not count; a frame that seems slow is measured again.
+    """
 
     def seconds(text: str) -> float:
         times = []
         for _ in range(3):
-            start = time.perf_counter()
+            start = time.thread_time()
             with contextlib.suppress(ranking.RankingError):
                 parse(text, 7)
             verdict_parts(text)
-            times.append(time.perf_counter() - start)
+            times.append(time.thread_time() - start)
         return min(times)
+
+    def growth(frame: str) -> float:
+        once, more = (frame.replace("{}", piece * (size // len(piece))) for size in (5_000, 20_000))
+        first, second = seconds(once), seconds(more)
+        return 0.0 if second < 0.02 else second / first
 
     piece = HOSTILE[name]
     for frame in FRAMES:
-        once, twice = (frame.replace("{}", piece * (size // len(piece))) for size in (10_000, 20_000))
-        first, second = seconds(once), seconds(twice)
-        assert second < max(0.02, 3.2 * first), frame
+        assert any(growth(frame) < 9 for _ in range(3)), frame
     with contextlib.suppress(ranking.RankingError):
         parse(piece * (1_000_000 // len(piece)), 7)  # a reply of a megabyte comes to an end
 
