@@ -28,6 +28,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from benchmarks import records
 from starling_nb import files
 from starling_nb.nectar.prompts import Settings, build, building
 from starling_nb.nectar.prompts.duplicates import DuplicateIndex, shingles
@@ -37,9 +38,7 @@ from starling_nb.nectar.prompts.settings import (
     FilterSettings,
     SourceSettings,
 )
-from starling_nb.runner import manifest
 
-RESULTS = files.ROOT / "benchmarks" / "results" / "prompt_scale.json"
 ITEMS = 10_000
 """Texts of the made-up evaluation set: MT-Bench, AlpacaEval and MMLU together have about so many."""
 SECONDS, BYTES = 180, 10**9
@@ -234,8 +233,7 @@ def main() -> None:
         run: Any = {"build": run_build, "index": run_index}.get(kind)
         print(json.dumps(run(Path(folder)) if run else run_library(Path(folder), kind)))
         return
-    about = manifest.head("benchmark", [])
-    found: dict[str, Any] = {"git": about["git"], "cpu": about["env"]["cpu"], "cores": about["env"]["cores"]}
+    found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         truth = make(folder, asked.rows)
@@ -251,8 +249,8 @@ def main() -> None:
     both = sum(found["build"]["seconds"].values())
     found["seconds_of_both"], found["targets"] = both, {"seconds": SECONDS, "index_bytes": BYTES}
     found["targets_hold"] = both <= SECONDS and found["index"]["index_bytes"] <= BYTES
-    files.write_json(RESULTS, found)
-    print(json.dumps(found, indent=1), RESULTS, sep="\n")
+    print(json.dumps(found, indent=1))
+    records.keep("prompt_scale.json", found)
 
 
 if __name__ == "__main__":

@@ -85,17 +85,9 @@ def respond(
     seed: Annotated[int, typer.Option(help="Of the choice of responders and their draws.")] = 0,
 ) -> None:
     """Answer every prompt exactly K times; faulty answers are replaced, paid ones kept in a ledger."""
-    from starling_nb import progress
     from starling_nb.nectar.responses import making
 
-    done = making.make(
-        source,
-        making.Responders.from_toml(responders),
-        out,
-        k,
-        seed,
-        progress=lambda n, name: progress.report(n, None, name),
-    )
+    done = making.make(source, making.Responders.from_toml(responders), out, k, seed)
     faults = ", ".join(f"{name} {fault} {n}" for (name, fault), n in sorted(done.faults.items())) or "none"
     typer.echo(
         f"faults: {faults}\n{out}: {done.filled} prompts with {k} answers; {len(done.short)} could not be filled"
@@ -112,7 +104,7 @@ def judge(
     passes: Annotated[int, typer.Option(min=1, help="Rankings of each prompt.")] = 1,
     seed: Annotated[int, typer.Option(help="Of the shown orders.")] = 0,
     consistent: Annotated[bool, typer.Option("--consistent", help="Leave out self-contradicting verdicts.")] = False,
-    dollars: Annotated[float | None, typer.Option(help="Stop before more than this is spent.")] = None,
+    dollars: Annotated[float | None, typer.Option(help="Stop before more could be spent.")] = None,
     requests: Annotated[int | None, typer.Option(help="Stop after so many paid requests.")] = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests under way at a time.")] = 32,
     batch: Annotated[bool, typer.Option("--batch", help="Use the Batch API: half the price, within a day.")] = False,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -215,4 +214,4 @@ def test_two_jobs_never_hold_the_same_request(tmp_path: Path) -> None:
         connection.execute("INSERT INTO batch_requests VALUES (x'00', 'a', 'r', 0, '{}')")
     with pytest.raises(StarlingError), book.transaction() as connection:
         connection.execute("INSERT INTO batch_requests VALUES (x'00', 'b', 'r', 0, '{}')")
-    assert isinstance(book._reader, sqlite3.Connection)
+    assert book.select("SELECT job FROM batch_requests") == [("a",)]

@@ -15,6 +15,7 @@ may_be_cut = true
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from starling_nb import files
+from starling_nb import files, progress
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Ledger
 from starling_nb.judge.connect import connect
@@ -36,6 +37,8 @@ if TYPE_CHECKING:
     from starling_nb.models import LM
 
 EMBEDDED = "embedded"
+REMEDY = "make it with starling-nb prompts"
+ANSWERS = "answers"
 COLUMNS = ("id", "messages", "source", "answers")
 
 
@@ -77,7 +80,7 @@ def prompts(path: Path) -> Iterator[Conversation]:
         StarlingError: the file is missing or damaged, or lacks a column.
     """
     if path.suffix == ".parquet":
-        rows: Iterator[dict[str, Any]] = tables.read(path, COLUMNS, "make it with starling-nb prompts")
+        rows: Iterator[dict[str, Any]] = tables.read(path, COLUMNS, REMEDY)
     else:
         rows = iter(files.read_jsonl(path))
     for row in rows:
@@ -85,9 +88,7 @@ def prompts(path: Path) -> Iterator[Conversation]:
             had = tuple((answer["model"], answer["answer"]) for answer in row["answers"])
             yield Conversation(row["id"], row["messages"], row["source"], had)
         except (KeyError, TypeError) as error:
-            raise StarlingError(
-                f"{path} has a row without {', '.join(COLUMNS)}: make it with starling-nb prompts"
-            ) from error
+            raise StarlingError(f"{path} has a row without {', '.join(COLUMNS)}: {REMEDY}") from error
 
 
 def make(
@@ -97,7 +98,6 @@ def make(
     k: int = 7,
     seed: int = 0,
     ledger: Path | None = None,
-    progress: Callable[[int, str], object] | None = None,
 ) -> Report:
     """Answer every prompt of ``source`` exactly ``k`` times and write the candidates to ``out``.
 
@@ -113,11 +113,24 @@ def make(
     with ExitStack() as stack:
         load = cache(_load)  # several responders may be one model, asked in different ways
         responders = [_open(one, book, seed, stack, load) for one in asked.responders]
+        stack.callback(progress.abandon, ANSWERS)
+        most = k * tables.count(source, REMEDY) if source.suffix == ".parquet" else None
         filled = fill(
-            prompts(source), responders, k, seed, existing=lambda p: p.existing, report=report, progress=progress
+            prompts(source), responders, k, seed, existing=lambda p: p.existing, report=report, progress=_shown(most)
         )
         candidates.write(filled, out)
     return report
+
+
+def _shown(most: int | None) -> Callable[[int, str], None]:
+    """Reports answers as they come in; fewer than ``most`` are asked for where prompts have some already."""
+    given: Counter[str] = Counter()
+
+    def show(number: int, name: str) -> None:
+        given[name] += number
+        progress.report(given.total(), most, ANSWERS)
+
+    return show
 
 
 def _load(model: str) -> LM:
