@@ -98,13 +98,15 @@ def proportion_interval(k: int, n: int, level: float = 0.95) -> Interval:
     """
     if n <= 0 or not 0 <= k <= n:
         raise StatsError(f"a share needs 0 <= k <= n and n > 0, got k={k}, n={n}")
+    return Interval(k / n, *wilson(k / n, n, level), n)
+
+
+def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
+    """Wilson's interval for a share of ``n`` independent outcomes; ``n`` may be an effective, broken number."""
     z = float(scipy_stats.norm.ppf((1 + level) / 2))
-    share = k / n
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    low = 0.0 if k == 0 else centre - half
-    high = 1.0 if k == n else centre + half
-    return Interval(share, low, high, n)
+    return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
 
 
 def chi_square_uniform(counts: ArrayLike) -> tuple[float, float]:

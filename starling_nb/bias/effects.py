@@ -1,35 +1,32 @@
-"""What the place of an answer in a list does to its rank.
+"""Position effects over the whole ranking, in logits of a Plackett-Luce model.
 
-A table of rankings has one row a verdict: ``prompt_id``; ``models``, the answering models in the order the
-judge was shown them; ``ranking``, the shown positions (from 0) from best to worst. Rows may differ in their
-number of answers.
+The first place can look fair while the whole ranking, from which a K-wise loss learns, is not.
 
-The first place can look fair while the whole ranking, from which a K-wise loss learns, is not:
-:func:`position_effects` reads all of it, and separates the place from the model that stood there.
+Which effect is meant has to be said, because Plackett-Luce models are not collapsible: noise that a model leaves out
+shrinks its other effects towards zero. With the answering models alone in the model the effect is *marginal*: what a
+position does over all the differences between a model's answers. With a term for the quality of the answer itself it is
+*conditional*, and larger. Neither is wrong; they answer different questions. The mean rank by position
+(:mod:`starling_nb.bias.places`) needs no model at all and is what to report first.
 """
 
 from __future__ import annotations
 
-from collections import Counter
+import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
 from scipy import stats as scipy_stats
 
-from starling_nb import stats
-from starling_nb.errors import StarlingError
+from starling_nb.bias.plackett_luce import RIDGE, Design, Fit, contrast, derivatives, fit
+from starling_nb.bias.tables import BiasError, Floats, Ints, Rankings, read
 
 RARE = 5
-RIDGE = 1e-3
-Floats = NDArray[np.float64]
-
-
-class BiasError(StarlingError, ValueError):
-    """Rankings from which position bias cannot be computed."""
+"""Models seen in fewer rankings share one effect."""
+FEW_PROMPTS = 30
+BEYOND = 6.0
+"""Logits: an effect this large is a separation, finite only because of the ridge."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +34,16 @@ class PositionEffects:
     """Effects of the shown position on an answer's chances, in logits, centred at zero over positions.
 
     Attributes:
-        effects: columns ``position`` (from 0), ``effect``, ``se``, ``low``, ``high`` (95 %).
-        wald: chi-square of "no position has an effect", on ``df`` degrees of freedom, and its p-value ``p``.
+        effects: columns ``position`` (from 0), ``effect``, ``se``, ``low``, ``high``.
+        wald: chi-square of "no position has an effect", on ``df`` degrees of freedom. ``p`` refers it to Hotelling's
+            F, because the covariance was estimated: chi-square's p-values are too small where prompts are few.
         spread: largest minus smallest effect. It is not zero for a fair judge: noise spreads estimates too.
-        n: rankings used.
+        n: rankings used. prompts: independent units among them.
+        estimand: what the effects are: ``marginal``, ``unadjusted`` or ``conditional``.
+        covariance: ``[positions, positions]`` of the effects.
+        influence: one row a prompt id, one column a position: that prompt's pull on the effects.
+        slope: logits a unit of the quality, where one was given, with its standard error.
+        flags: what to know before the numbers are believed; empty where all is well.
     """
 
     effects: pd.DataFrame
@@ -49,242 +52,188 @@ class PositionEffects:
     p: float
     spread: float
     n: int
+    prompts: int = 0
+    estimand: str = "marginal"
+    covariance: Floats = field(default_factory=lambda: np.zeros((0, 0)), repr=False)
+    influence: pd.DataFrame = field(default_factory=pd.DataFrame, repr=False)
+    slope: tuple[float, float] | None = None
+    flags: tuple[str, ...] = ()
 
 
-def first_place_share(rankings: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
-    """How often each shown position is ranked best.
+def position_effects(
+    rankings: pd.DataFrame | Rankings,
+    level: float = 0.95,
+    *,
+    models: bool = True,
+    quality: str | Floats | None = None,
+    top: int | None = None,
+) -> PositionEffects:
+    """Fit one effect a shown position beside one an answering model.
 
-    Returns:
-        ``position`` (from 0), ``share``, ``low``, ``high`` (Wilson), ``n`` (rankings that show this
-        position).
-
-    Raises:
-        BiasError: no rankings, a missing column, or a row that is not a permutation of its positions.
-    """
-    orders = _orders(rankings)
-    wins, shown = _first_places(orders)
-    return _shares(wins, shown, level)
-
-
-def share_from_counts(counts: ArrayLike, level: float = 0.95) -> pd.DataFrame:
-    """:func:`first_place_share` from first places counted a position, or from a table position x rank.
-
-    Raises:
-        BiasError: nothing counted.
-    """
-    table = np.asarray(counts, dtype=int)
-    wins, shown = (table, np.full(len(table), table.sum())) if table.ndim == 1 else (table[:, 0], table.sum(1))
-    return _shares(wins, shown, level)
-
-
-def first_place_test(rankings: pd.DataFrame) -> tuple[float, float]:
-    """Chi-square against a judge whose best answer stands anywhere with equal chance, and its p-value.
-
-    For rankings of one length this is Pearson's test; otherwise first places are compared with what each
-    row's length predicts. Rows count as independent: give it one verdict a prompt.
-
-    Raises:
-        BiasError: as :func:`first_place_share`.
-    """
-    orders = _orders(rankings)
-    wins, _ = _first_places(orders)
-    width = len(wins)
-    expected, covariance = np.zeros(width), np.zeros((width, width))
-    for k, rows in Counter(len(order) for order in orders).items():
-        chance = (np.arange(width) < k) / k
-        expected += rows * chance
-        covariance += rows * (np.diag(chance) - np.outer(chance, chance))
-    gap = wins - expected
-    chi2 = float(gap @ np.linalg.pinv(covariance) @ gap)
-    return chi2, float(scipy_stats.chi2.sf(chi2, width - 1))
-
-
-def mean_rank(rankings: pd.DataFrame, seed: int = 0, draws: int = 2000, level: float = 0.95) -> pd.DataFrame:
-    """Mean rank (0 is best) of the answers shown at each position; (K - 1) / 2 is fair.
-
-    Returns:
-        ``position``, ``mean_rank``, ``low``, ``high`` (bootstrap over prompts), ``n``.
-
-    Raises:
-        BiasError: as :func:`first_place_share`.
-    """
-    orders = _orders(rankings, "prompt_id")
-    prompts = rankings["prompt_id"].to_numpy()
-    ranks = [np.argsort(order) for order in orders]
-    rows = []
-    for position in range(max(map(len, orders))):
-        here = [i for i, row in enumerate(ranks) if position < len(row)]
-        interval = stats.mean_interval([ranks[i][position] for i in here], prompts[here], seed, draws, level)
-        rows.append((position, interval.value, interval.low, interval.high, len(here)))
-    return pd.DataFrame(rows, columns=["position", "mean_rank", "low", "high", "n"])
-
-
-def position_by_rank(rankings: pd.DataFrame) -> pd.DataFrame:
-    """Counts: the answer shown at ``position`` (index) came out at ``rank`` (columns), both from 0.
-
-    Raises:
-        BiasError: as :func:`first_place_share`.
-    """
-    orders = _orders(rankings)
-    width = max(map(len, orders))
-    table = np.zeros((width, width), dtype=int)
-    for order in orders:
-        np.add.at(table, (order, np.arange(len(order))), 1)
-    places = pd.RangeIndex(width)
-    return pd.DataFrame(table, index=places.rename("position"), columns=places.rename("rank"))
-
-
-def position_effects(rankings: pd.DataFrame, level: float = 0.95) -> PositionEffects:
-    """Fit a Plackett-Luce model with one effect a shown position and one an answering model.
-
-    The log-likelihood of a ranking is ``sum_i [u_i - logsumexp(u of i and all worse)]`` with ``u = position
-    effect + model effect`` (Plackett 1975; Luce 1959). Newton's method; standard errors are the sandwich of
-    White (1982) over prompts, so they hold where verdicts on one prompt resemble each other and where the
-    choice model is only a good approximation. Models seen in fewer than 5 rankings share one effect. A very
-    weak ridge keeps effects finite where one position always wins.
+    Standard errors are the sandwich of White (1982) over prompts, so they hold where verdicts on one prompt resemble
+    each other and where the choice model is only a good approximation. Models seen in fewer than 5 rankings share one
+    effect. A very weak ridge keeps effects finite where one position always wins; that is flagged.
 
     Args:
         rankings: needs ``prompt_id``, ``models`` and ``ranking``.
         level: coverage of the intervals.
+        models: with False no model has an effect: right only where every model stands everywhere equally often.
+        quality: a column with one number an answer, in shown order (a rubric, a published rank), or such an array
+            ``[n, K]``: the effects become conditional on it.
+        top: only the first ``top`` choices count; 1 looks at the first place alone.
 
     Raises:
-        BiasError: as :func:`first_place_share`; fewer than two prompts; or models that always stand at the
-            same positions, so that the two cannot be told apart.
+        BiasError: a table that :func:`starling_nb.bias.tables.read` refuses; fewer than two prompts; a quality that is
+            missing or not finite; or models that always stand at the same positions, so that the two cannot be told
+            apart.
     """
-    orders = _orders(rankings, "prompt_id", "models")
-    design, mask, width = _design(orders, list(rankings["models"]))
-    _check_separable(design, mask, width)
-    theta = _newton(design, mask)
-    free = _sandwich(theta, design, mask, rankings["prompt_id"].to_numpy())[: width - 1, : width - 1]
-    contrast = _contrast(width)
-    effect = contrast @ theta[: width - 1]
-    se = np.sqrt(np.diag(contrast @ free @ contrast.T))
-    z = float(scipy_stats.norm.ppf((1 + level) / 2))
-    wald = float(theta[: width - 1] @ np.linalg.pinv(free, hermitian=True) @ theta[: width - 1])
-    table = pd.DataFrame({"position": range(width), "effect": effect, "se": se})
-    table = table.assign(low=effect - z * se, high=effect + z * se)
-    p = float(scipy_stats.chi2.sf(wald, width - 1))
-    return PositionEffects(table, wald, width - 1, p, float(np.ptp(effect)), len(orders))
+    table = read(rankings, "prompt_id", "models")
+    design = _design(table, rankings, models, quality, top)
+    free = table.width - 1
+    _check_separable(design, free)
+    fitted = fit(design)
+    estimand = "conditional" if quality is not None else "marginal" if models else "unadjusted"
+    return summarize(fitted, table, free, level, estimand, slope=quality is not None)
 
 
-def _orders(rankings: pd.DataFrame, *columns: str) -> list[NDArray[np.intp]]:
-    """Every row's ranking as an array, checked to be a permutation."""
-    missing = [name for name in ("ranking", *columns) if name not in rankings.columns]
-    if missing:
-        raise BiasError(f"the rankings lack {', '.join(missing)}: they need prompt_id, models and ranking")
-    if rankings.empty:
-        raise BiasError("there are no rankings: nothing can be said about positions")
-    orders = []
-    for row, ranking in enumerate(rankings["ranking"]):
-        order = np.asarray(ranking)
-        if order.ndim != 1 or len(order) < 2 or (np.sort(order) != np.arange(len(order))).any():
-            raise BiasError(f"row {row}: {list(order.flat)} is not a ranking of the positions 0 to K - 1")
-        if "models" in columns and len(rankings["models"].iloc[row]) != len(order):
-            raise BiasError(
-                f"row {row} ranks {len(order)} answers but names {len(rankings['models'].iloc[row])} models"
-            )
-        orders.append(order.astype(np.intp))
-    return orders
+def summarize(
+    fitted: Fit, table: Rankings, free: int, level: float, estimand: str, slope: bool = False
+) -> PositionEffects:
+    """Effects of the first ``free`` parameters (a centred factor), with errors clustered by prompt.
 
-
-def _first_places(orders: list[NDArray[np.intp]]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """First places of each position, and how many rankings show it."""
-    lengths = np.array([len(order) for order in orders])
-    wins = np.bincount([order[0] for order in orders], minlength=lengths.max())
-    return wins, (lengths[:, None] > np.arange(lengths.max())).sum(0)
-
-
-def _shares(wins: ArrayLike, shown: ArrayLike, level: float) -> pd.DataFrame:
-    rows = []
-    for position, (k, n) in enumerate(zip(np.asarray(wins), np.asarray(shown), strict=True)):
-        if n == 0:
-            raise BiasError(f"position {position} was never shown: there is no share to compute")
-        interval = stats.proportion_interval(int(k), int(n), level)
-        rows.append((position, interval.value, interval.low, interval.high, interval.n))
-    return pd.DataFrame(rows, columns=["position", "share", "low", "high", "n"])
-
-
-def _contrast(size: int) -> Floats:
-    """``[size, size - 1]``: free parameters to effects that sum to zero."""
-    return np.vstack([np.eye(size - 1), -np.ones(size - 1)])
-
-
-def _design(orders: list[NDArray[np.intp]], models: Sequence[Sequence[Any]]) -> tuple[Floats, NDArray[np.bool_], int]:
-    """Regressors ``[ranking, answer best to worst, parameter]``, mask of answers, number of positions."""
-    seen = Counter(str(name) for row in models for name in set(map(str, row)))
-    common = sorted(name for name, rows in seen.items() if rows >= RARE)
-    groups = {name: i for i, name in enumerate(common)}
-    levels = len(common) + (len(common) < len(seen))
-    width = max(map(len, orders))
-    place, answerer = _contrast(width), _contrast(levels)
-    design = np.zeros((len(orders), width, width - 1 + levels - 1))
-    mask = np.zeros((len(orders), width), dtype=bool)
-    for row, (order, names) in enumerate(zip(orders, models, strict=True)):
-        k = len(order)
-        design[row, :k, : width - 1] = place[order]
-        design[row, :k, width - 1 :] = answerer[[groups.get(str(names[i]), len(common)) for i in order]]
-        mask[row, :k] = True
-    return design, mask, width
-
-
-def _log_likelihood(theta: Floats, design: Floats, mask: NDArray[np.bool_]) -> float:
-    utility = np.where(mask, design @ theta, -np.inf)
-    below = np.logaddexp.accumulate(utility[:, ::-1], axis=1)[:, ::-1]
-    return float((utility[mask] - below[mask]).sum() - RIDGE / 2 * theta @ theta)
-
-
-def _derivatives(theta: Floats, design: Floats, mask: NDArray[np.bool_]) -> tuple[Floats, Floats]:
-    """Gradient of each ranking's log-likelihood ``[ranking, parameter]``, and the information matrix."""
-    utility = np.where(mask, design @ theta, -np.inf)
-    weight = np.exp(utility - utility.max(1, keepdims=True))
-    scores = np.where(mask[:, :, None], design, 0.0).sum(1)
-    information = np.zeros((design.shape[2],) * 2)
-    for stage in range(design.shape[1]):
-        rows = mask[:, stage]
-        left = design[rows, stage:]
-        chance = weight[rows, stage:] / weight[rows, stage:].sum(1, keepdims=True)
-        mean = np.einsum("nk,nkd->nd", chance, left)
-        scores[rows] -= mean
-        flat = (left * np.sqrt(chance)[:, :, None]).reshape(-1, left.shape[2])
-        information += flat.T @ flat - mean.T @ mean
-    return scores, information
-
-
-def _newton(design: Floats, mask: NDArray[np.bool_], steps: int = 100) -> Floats:
-    """Maximise the penalised log-likelihood (strictly concave); a step is halved until it helps."""
-    theta = np.zeros(design.shape[2])
-    now = _log_likelihood(theta, design, mask)
-    for _ in range(steps):
-        scores, information = _derivatives(theta, design, mask)
-        gradient = scores.sum(0) - RIDGE * theta
-        step = np.linalg.solve(information + RIDGE * np.eye(len(theta)), gradient)
-        if gradient @ step < 1e-10:
-            return theta
-        scale = 1.0
-        while (then := _log_likelihood(theta + scale * step, design, mask)) < now and scale > 1e-8:
-            scale /= 2
-        theta, now = theta + scale * step, then
-    raise BiasError(f"the position model did not converge in {steps} Newton steps: check the rankings for errors")
-
-
-def _sandwich(theta: Floats, design: Floats, mask: NDArray[np.bool_], prompts: ArrayLike) -> Floats:
-    """Covariance of the estimates that allows for rankings of one prompt to resemble each other."""
-    scores, information = _derivatives(theta, design, mask)
-    names, cluster = np.unique(np.asarray(prompts).astype(str), return_inverse=True)
-    if len(names) < 2:
+    Raises:
+        BiasError: fewer than two prompts.
+    """
+    pull = fitted.influence(table.prompt)
+    groups = len(pull)
+    if groups < 2:
         raise BiasError("position effects need rankings of at least two prompts")
-    summed = np.zeros((len(names), len(theta)))
-    np.add.at(summed, cluster, scores)
-    bread = np.linalg.inv(information + RIDGE * np.eye(len(theta)))
-    covariance: Floats = bread @ (summed.T @ summed) @ bread * len(names) / (len(names) - 1)
-    return covariance
+    correction = groups / (groups - 1)
+    spread_out = contrast(free + 1)
+    theta, own = fitted.theta[:free], pull[:, :free]
+    free_covariance = own.T @ own * correction
+    wald = float(theta @ np.linalg.pinv(free_covariance, hermitian=True) @ theta)
+    effect, covariance = spread_out @ theta, spread_out @ free_covariance @ spread_out.T
+    se, t = np.sqrt(np.diag(covariance)), float(scipy_stats.t.ppf((1 + level) / 2, groups - 1))
+    found = pd.DataFrame({"position": range(free + 1), "effect": effect, "se": se})
+    names = table.prompts if len(table.prompts) == groups else range(groups)
+    return PositionEffects(
+        effects=found.assign(low=effect - t * se, high=effect + t * se),
+        wald=wald,
+        df=free,
+        p=hotelling_p(wald, free, groups),
+        spread=float(np.ptp(effect)),
+        n=len(table),
+        prompts=groups,
+        estimand=estimand,
+        covariance=covariance,
+        influence=pd.DataFrame(own @ spread_out.T, index=pd.Index(names, name="prompt_id")),
+        slope=(float(fitted.theta[-1]), float(np.sqrt(correction * (pull[:, -1] ** 2).sum()))) if slope else None,
+        flags=_flags(effect, fitted.theta[free:], groups),
+    )
 
 
-def _check_separable(design: Floats, mask: NDArray[np.bool_], width: int) -> None:
-    """Refuse designs in which position effects can be exchanged for model effects."""
-    _, information = _derivatives(np.zeros(design.shape[2]), design, mask)
-    values, vectors = np.linalg.eigh(information)
-    flat = vectors[: width - 1, values < 1e-9 * max(values.max(), 1.0)]
+def hotelling_p(wald: float, df: int, groups: int) -> float:
+    """p-value of a Wald statistic whose covariance was estimated from ``groups`` independent units (Hotelling 1931).
+
+    NaN where there are no more groups than degrees of freedom.
+    """
+    if groups <= df:
+        return float("nan")
+    return float(scipy_stats.f.sf(wald * (groups - df) / (df * (groups - 1)), df, groups - df))
+
+
+def difference(one: PositionEffects, other: PositionEffects, level: float = 0.95) -> PositionEffects:
+    """Effects of one judge prompt less another's, paired by prompt id: both saw the same prompts.
+
+    Raises:
+        BiasError: the two have other numbers of positions, or no prompt in common.
+    """
+    if one.df != other.df:
+        raise BiasError(f"{one.df + 1} positions cannot be compared with {other.df + 1}: take rankings of equal K")
+    if not one.influence.index.intersection(other.influence.index).size:
+        raise BiasError("the two rank no prompt in common: compare rankings of the same prompts")
+    pull = one.influence.sub(other.influence, fill_value=0.0).to_numpy()
+    groups = len(pull)
+    gap = one.effects["effect"].to_numpy() - other.effects["effect"].to_numpy()
+    covariance = pull.T @ pull * groups / (groups - 1)
+    wald = float(gap @ np.linalg.pinv(covariance, hermitian=True) @ gap)
+    se, t = np.sqrt(np.diag(covariance)), float(scipy_stats.t.ppf((1 + level) / 2, groups - 1))
+    found = pd.DataFrame(
+        {"position": range(len(gap)), "effect": gap, "se": se, "low": gap - t * se, "high": gap + t * se}
+    )
+    p = hotelling_p(wald, one.df, groups)
+    return PositionEffects(
+        found, wald, one.df, p, float(np.ptp(gap)), min(one.n, other.n), groups, "difference", covariance
+    )
+
+
+def _design(
+    table: Rankings, rankings: pd.DataFrame | Rankings, models: bool, quality: str | Floats | None, top: int | None
+) -> Design:
+    """Positions first, then models, then the quality."""
+    if top is not None and top < 1:
+        raise BiasError(f"top = {top}: at least the first choice has to count")
+    factors = [(table.order, table.width)]
+    if models:
+        factors.append(_groups(table))
+    covariates = [] if quality is None else [table.best_to_worst(_quality(table, rankings, quality))]
+    return Design(table.mask, factors, covariates, top)
+
+
+def _groups(table: Rankings) -> tuple[Ints, int]:
+    """Each ranked answer's model, best to worst, rare ones as one; and the number of such groups."""
+    if table.model is None:
+        raise BiasError("the rankings lack models: they need prompt_id, models and ranking")
+    rows, places = np.nonzero(table.mask)
+    names = int(table.model.max()) + 1
+    seen = np.bincount(np.unique(rows * names + table.model[rows, places]) % names, minlength=names)
+    common = seen >= RARE
+    number = np.where(common, np.cumsum(common) - 1, common.sum())
+    levels = int(common.sum()) + bool((seen[~common] > 0).any())
+    model = np.where(table.mask, number[np.maximum(table.model, 0)], -1)
+    return table.best_to_worst(model), levels
+
+
+def _quality(table: Rankings, rankings: pd.DataFrame | Rankings, quality: str | Floats) -> Floats:
+    """One number an answer ``[n, K]``, in shown order, centred in each row."""
+    values = np.zeros(table.order.shape)
+    if isinstance(quality, str):
+        if isinstance(rankings, Rankings) or quality not in rankings.columns:
+            raise BiasError(f"the rankings lack {quality}: it should hold one number an answer, in shown order")
+        rows: Sequence[Sequence[float]] = rankings[quality].tolist()
+        for row, (numbers, k) in enumerate(zip(rows, table.length, strict=True)):
+            if np.size(numbers) != k:
+                raise BiasError(f"row {row} ranks {k} answers but has {np.size(numbers)} numbers in {quality}")
+            values[row, :k] = numbers
+    else:
+        if quality.shape != values.shape:
+            raise BiasError(f"the quality has the shape {quality.shape}, the rankings {values.shape}: they must agree")
+        values = np.where(table.mask, quality, 0.0)
+    if not np.isfinite(values).all():
+        raise BiasError("the quality holds numbers that are not finite: leave those rows out")
+    return np.where(table.mask, values - values.sum(1, keepdims=True) / table.length[:, None], 0.0)
+
+
+def _flags(effect: Floats, others: Floats, groups: int) -> tuple[str, ...]:
+    flags = []
+    if groups < FEW_PROMPTS:
+        flags.append(f"only {groups} prompts: intervals are rough")
+    if np.abs(effect).max() > BEYOND:
+        flags.append("separation: a position always wins or always loses; only the direction of its effect is known")
+    if np.abs(others).max(initial=0.0) > BEYOND:
+        flags.append("a model always wins or always loses: its own effect is unknown, those of the positions are not")
+    return tuple(flags)
+
+
+def _check_separable(design: Design, free: int) -> None:
+    """Refuse designs in which position effects can be exchanged for other effects."""
+    if (sample := design.sample()) is not None:
+        with contextlib.suppress(BiasError):  # what a sample tells apart, the whole does
+            return _check_separable(sample, free)
+    _, information = derivatives(np.zeros(design.size), design)
+    values, vectors = np.linalg.eigh(information - RIDGE * np.eye(design.size))
+    flat = vectors[:free, values < 1e-9 * max(float(values.max()), 1.0)]
     if np.abs(flat).max(initial=0.0) > 1e-6:
         raise BiasError(
             "positions and models cannot be told apart: the same models always stand at the same positions. "

@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starling_nb import files
-from starling_nb.bias.effects import BiasError, share_from_counts
+from starling_nb.bias.places import share_from_counts
+from starling_nb.bias.tables import BiasError
 from starling_nb.stats import Interval
 
 DRAWS = 2000
@@ -65,6 +66,7 @@ EXPERIMENTS = {
     "pairwise_fixed_order": "pairwise_not_random",
     "random_pair_order": "baseline_no_tiebreak",
     "static_tie_break": "tiebreak_order_given_static",
+    "static_tie_break_again": "tiebreak_order_given_static_2",
     "random_tie_break": "tiebreak_order_given",
     "final": "pointwise_pairwise_baseline",
 }
