@@ -25,6 +25,8 @@ from starling_nb.bias.tables import BiasError, Floats, Ints, Rankings, read
 RARE = 5
 """Models seen in fewer rankings share one effect."""
 FEW_PROMPTS = 30
+CROWDED = 5
+"""Rankings a parameter below which estimates come out a little too large."""
 BEYOND = 6.0
 """Logits: an effect this large is a separation, finite only because of the ridge."""
 
@@ -129,7 +131,7 @@ def summarize(
         covariance=covariance,
         influence=pd.DataFrame(own @ spread_out.T, index=pd.Index(names, name="prompt_id")),
         slope=(float(fitted.theta[-1]), float(np.sqrt(correction * (pull[:, -1] ** 2).sum()))) if slope else None,
-        flags=_flags(effect, fitted.theta[free:], groups),
+        flags=_flags(effect, fitted.theta[free:], groups, len(table)),
     )
 
 
@@ -215,10 +217,12 @@ def _quality(table: Rankings, rankings: pd.DataFrame | Rankings, quality: str | 
     return np.where(table.mask, values - values.sum(1, keepdims=True) / table.length[:, None], 0.0)
 
 
-def _flags(effect: Floats, others: Floats, groups: int) -> tuple[str, ...]:
-    flags = []
+def _flags(effect: Floats, others: Floats, groups: int, n: int) -> tuple[str, ...]:
+    flags, parameters = [], len(effect) + len(others) - 1
     if groups < FEW_PROMPTS:
         flags.append(f"only {groups} prompts: intervals are rough")
+    if n < CROWDED * parameters:
+        flags.append(f"{parameters} parameters for {n} rankings: effects come out a little too large")
     if np.abs(effect).max() > BEYOND:
         flags.append("separation: a position always wins or always loses; only the direction of its effect is known")
     if np.abs(others).max(initial=0.0) > BEYOND:

@@ -150,10 +150,11 @@ def test_a_fit_that_begins_on_a_sample_ends_at_the_same_place(monkeypatch: pytes
 
 
 def test_what_to_know_before_the_numbers_are_believed_is_flagged() -> None:
-    good = simulate(60, PLANTED)
+    good = simulate(80, PLANTED)
     assert bias.position_effects(good).flags == ()
     assert "only 12 prompts" in bias.position_effects(good[:12]).flags[0]
-    always = good.assign(ranking=[[0, *np.random.default_rng(i).permutation(range(1, 7))] for i in range(60)])
+    assert "15 parameters for 40 rankings" in bias.position_effects(good[:40]).flags[0]
+    always = good.assign(ranking=[[0, *np.random.default_rng(i).permutation(range(1, 7))] for i in range(80)])
     assert any("position always wins" in flag for flag in bias.position_effects(always).flags)
     led = [
         sorted(order, key=lambda i, row=row: row[i] != "a")
