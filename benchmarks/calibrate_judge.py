@@ -32,7 +32,7 @@ from benchmarks import judge_logs
 from benchmarks.judge_simulation import MINI, Answers, agreement, judge, load_answers, word_regression
 from starling_nb import files, stats
 from starling_nb.errors import StarlingError
-from starling_nb.judge.perceive import Calibration
+from starling_nb.judge.simulation import Calibration
 
 Floats = NDArray[np.float64]
 RESULTS = files.ROOT / "benchmarks" / "results" / "judge_calibration.json"

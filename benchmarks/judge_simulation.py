@@ -1,6 +1,6 @@
 """The simulated judge, many rankings at a time: what it does with this project's own answers.
 
-The same choice model as behind the judge's server (:mod:`starling_nb.judge.perceive`), without requests and replies.
+The same choice model as behind the judge's server (:mod:`starling_nb.judge.simulation`), without requests and replies.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from benchmarks import judge_logs
 from starling_nb import files, rubric
-from starling_nb.judge.perceive import Calibration, count_words, overlap, perceive
+from starling_nb.judge.simulation import Calibration, count_words, overlap, perceive
 from starling_nb.nectar import dataset, prompts
 
 Floats = NDArray[np.float64]

@@ -25,9 +25,8 @@ from typing import Any
 from benchmarks import records, storm, synthetic
 from starling_nb import files
 from starling_nb.judge import Batches, Judge
-from starling_nb.judge.batch_server import BatchRules
 from starling_nb.judge.ledger import Ledger, key
-from starling_nb.judge.server import serve
+from starling_nb.judge.simulation import BatchRules, serve
 from starling_nb.nectar import labelling
 
 FILES = ("nectar.parquet", "rankings.parquet")

@@ -6,7 +6,7 @@ answer's ids are appended to its prompt's ids exactly as a policy would have sam
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -128,6 +128,11 @@ class ChatFormat:
         for token in self._controls:
             if token in text:
                 raise ChatError(f"the text contains the control token {token!r}: remove it before encoding")
+
+
+def user_turns(messages: Sequence[Mapping[str, str]]) -> int:
+    """Number of the user's turns."""
+    return sum(message["role"] == "user" for message in messages)
 
 
 def openchat_text(messages: Sequence[Message]) -> str:

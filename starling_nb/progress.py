@@ -11,8 +11,9 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from operator import length_hint
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -48,17 +49,22 @@ def report(step: int, total: int | None, desc: str = "", **rates: float) -> None
         _append({"time": time.time(), "desc": desc, "step": step, "total": total, "rates": rates})
 
 
-def track(iterable: Iterable[T], desc: str, total: int | None = None) -> Iterator[T]:
-    """Yield the items of ``iterable`` and report each; a batch run ends with one printed line."""
-    if total is None and isinstance(iterable, Sized):
-        total = len(iterable)
+def track(iterable: Iterable[T], desc: str, total: int | None = None, printed: bool = True) -> Generator[T, None, None]:
+    """Yield the items of ``iterable`` and report each; a batch run ends with one printed line, if that is wanted.
+
+    ``total`` is the iterable's own length, or its estimate of it, by default.
+    """
+    total = total or length_hint(iterable) or None
     started, step = time.monotonic(), 0
-    for step, item in enumerate(iterable, 1):
-        yield item
-        report(step, total, desc)
-    if total is None:
-        report(step, step, desc)
-    if headless():
+    try:
+        for step, item in enumerate(iterable, 1):
+            yield item
+            report(step, total, desc)
+        if step != total:
+            report(step, step, desc)
+    finally:
+        abandon(desc)
+    if headless() and printed:
         print(f"{desc}: {step}/{step if total is None else total} in {time.monotonic() - started:.1f} s")
 
 

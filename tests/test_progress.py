@@ -33,6 +33,22 @@ def test_track_yields_everything_and_ends_with_one_line(headless: Path, capsys: 
     assert json.loads(headless.read_text().splitlines()[-1])["total"] == 3
 
 
+def test_what_is_left_early_leaves_no_bar_and_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    for letter in progress.track("abc", "letters"):
+        if letter == "b":
+            break
+    assert progress._bars == {}
+    told = capsys.readouterr()
+    assert "1/3" in told.err
+    assert told.out == ""
+
+
+def test_a_pass_among_several_prints_no_line(headless: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(progress.track((n for n in range(5)), "checking", printed=False)) == [0, 1, 2, 3, 4]
+    assert capsys.readouterr() == ("", "")
+    assert json.loads(headless.read_text().splitlines()[-1]).items() >= {"step": 5, "total": 5}.items()
+
+
 def test_without_a_file_a_batch_run_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(progress.HEADLESS, "1")
     progress.report(1, 2, "nothing")

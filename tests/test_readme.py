@@ -16,7 +16,7 @@ import pytest
 import typer
 
 from starling_nb import cli, fetch, files, profiles, reproduce
-from starling_nb.judge import SimulatedJudge, simulated
+from starling_nb.judge import SimulatedJudge, simulation
 from starling_nb.judge.connect import SIMULATED, connect
 from starling_nb.nectar import prompts
 from starling_nb.nectar.judging import to_request
@@ -265,7 +265,7 @@ def test_any_openai_compatible_server_can_judge_and_no_key_is_needed_or_written(
     monkeypatch.setenv("OPENAI_API_KEY", key)
     prompt = prompts.load(limit=1)[0]
     request = build(prompt.messages, [prompt.reference, prompt.flawed, "I do not know."], "final", 0)
-    with SimulatedJudge() as server, connect(f"{simulated.MODEL}@{server.base_url}", tmp_path / "ledger") as judge:
+    with SimulatedJudge() as server, connect(f"{simulation.MODEL}@{server.base_url}", tmp_path / "ledger") as judge:
         (outcome,) = judge.ask_all([to_request(request, prompt.id)])
         assert server.served == 1
     assert outcome.error is None

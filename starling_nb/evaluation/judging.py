@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from starling_nb.chat import Message
 from starling_nb.evaluation import alpaca_eval, fences, mt_bench
-from starling_nb.judge import simulated
+from starling_nb.judge import simulation
 
 TURNS = ("system", "user", "assistant")
 
@@ -36,14 +36,14 @@ def read_comparison(messages: Sequence[Mapping[str, str]]) -> Shown | None:
     return _read(messages, alpaca_eval.SYSTEM, "comparison", [["answer_a", "answer_b"]])
 
 
-def write_grade(shown: Shown, opinion: simulated.Opinion) -> str:
+def write_grade(shown: Shown, opinion: simulation.Opinion) -> str:
     """The grade, a whole number as GPT-4 mostly gives it, after a sentence."""
     grade = max(1, min(10, round(opinion.grades[0])))
     verdict = "falls short of" if grade < 4 else "partly meets" if grade < 8 else "meets"
     return f"Measured by what was asked, the answer {verdict} the request.\n[[{grade}]]"
 
 
-def write_comparison(shown: Shown, opinion: simulated.Opinion) -> str:
+def write_comparison(shown: Shown, opinion: simulation.Opinion) -> str:
     """The winner of the opinion's draw, after a sentence."""
     winner = "AB"[opinion.ranking[0]]
     return f"Answer {winner} serves the user better.\n[[{winner}]]"
@@ -51,8 +51,8 @@ def write_comparison(shown: Shown, opinion: simulated.Opinion) -> str:
 
 def register() -> None:
     """Teach every simulated judge of this process to grade and to compare; again changes nothing."""
-    simulated.register(read_grading, write_grade)
-    simulated.register(read_comparison, write_comparison)
+    simulation.register(read_grading, write_grade)
+    simulation.register(read_comparison, write_comparison)
 
 
 def _read(

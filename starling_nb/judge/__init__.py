@@ -7,8 +7,7 @@ from starling_nb.judge.asking import Outcome, Request
 from starling_nb.judge.batch import Batches
 from starling_nb.judge.client import Judge
 from starling_nb.judge.ledger import Attempt, Ledger
-from starling_nb.judge.perceive import Calibration, perceive
-from starling_nb.judge.simulated import Opinion, Shown, SimulatedJudge, register
+from starling_nb.judge.simulation import Calibration, Opinion, Shown, SimulatedJudge, perceive, register
 from starling_nb.judge.spending import Budget, BudgetExceeded, Forecast, JudgeStopped, Price
 from starling_nb.judge.wire import JudgeUnavailable
 

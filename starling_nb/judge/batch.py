@@ -21,12 +21,13 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
+from starling_nb import progress
 from starling_nb.errors import StarlingError
 from starling_nb.judge.asking import Request
 from starling_nb.judge.jobs import ENDPOINT, Asked, Job, Jobs
 from starling_nb.judge.ledger import Attempt
 from starling_nb.judge.session import Gap, read
-from starling_nb.judge.spending import BudgetExceeded, JudgeStopped
+from starling_nb.judge.spending import BudgetExceeded
 from starling_nb.judge.wire import JudgeUnavailable, Unanswered
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class Batches:
         megabytes: of one batch's file, at most 200 (the published limit).
         poll: seconds between two looks at the batches under way.
         rounds: how often a request is put into a batch before its failure stands.
-        report: called with (requests settled, requests in all) at every look.
+        report: called with (requests settled, requests in all) at every look; a line of progress that also tells the
+            dollars spent, by default.
 
     Raises:
         StarlingError: a number out of range.
@@ -81,6 +83,7 @@ class Batches:
                 if stopped is not None:
                     raise stopped
         finally:
+            progress.abandon("batches")
             await run.wire.close()
 
 
@@ -109,7 +112,7 @@ class _Run:
 
     def _missing(self, requests: Iterable[Request[Any]]) -> Iterator[tuple[Request[Any], Gap]]:
         """The requests that lack a reply and may still get one, each reply once; what they may cost is set aside."""
-        for request in requests:
+        for request in progress.track(requests, "planning batches", printed=False):
             self.total += 1
             try:
                 gap = read(self.judge, request)
@@ -131,13 +134,18 @@ class _Run:
         while jobs := self.jobs.open():
             waiting = [job for job in jobs if job.state == "submitted"]
             moved = [await self._advance(job, alone=waiting in ([], [job])) for job in jobs]
-            if self.how.report is not None:
-                self.how.report(self.total - sum(job.requests for job in self.jobs.open()), self.total)
-            if self.judge.halted:
-                raise JudgeStopped("interrupted; the batches go on at the server: run again to collect them")
+            self._tell(max(self.total, asked))
             if not any(moved):
                 await asyncio.sleep(self.how.poll)
         return asked
+
+    def _tell(self, total: int) -> None:
+        settled = total - sum(job.requests for job in self.jobs.open())
+        if self.how.report is not None:
+            self.how.report(settled, total)
+        else:
+            dollars = {"dollars": self.judge.spending.dollars} if self.judge.price else {}
+            progress.report(settled, total, "batches", **dollars)
 
     async def _advance(self, job: Job, alone: bool) -> bool:
         """One step of one job; False where it has to wait."""

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import os
-import threading
 from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing, suppress
 from itertools import islice
 from pathlib import Path
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starling_nb.errors import StarlingError
@@ -85,17 +86,11 @@ class Judge:
             self.price = self.price.in_batches()
         self.spending = Spending(Budget(budget) if isinstance(budget, int) else budget or Budget(), self.price)
         self._wire_settings = (model, self.base_url, api_key, retries, timeout, seed)
-        self._halt = threading.Event()
 
     @property
     def spent(self) -> dict[str, float]:
         """Requests, tokens and dollars (0 where no price is known) paid for in this judge's life."""
         return {name: getattr(self.spending, name) for name in ("requests", "tokens", "dollars")}
-
-    @property
-    def halted(self) -> bool:
-        """Whether the user has interrupted a call that runs in another thread."""
-        return self._halt.is_set()
 
     def wire(self) -> Wire:
         """A connection of its own to the server, not yet opened."""
@@ -105,12 +100,12 @@ class Judge:
         """Yield each request with its outcome, in the order in which they are settled.
 
         ``requests`` is drawn from as they are asked, so that it may be longer than memory; with ``batch`` it is gone
-        through several times, and is kept in memory where it is an iterator.
+        through several times, and is kept in memory where it is an iterator. Who leaves early (by ``aclose``, an
+        exception or an interrupt) waits for the replies under way, which are saved, and for no pause.
 
         Raises:
             BudgetExceeded: after the requests under way were settled, saved and yielded.
-            JudgeUnavailable: the server cannot be reached, or refuses the key or the model; same order of
-                events.
+            JudgeUnavailable: the server cannot be reached, or refuses the key or the model; same order of events.
         """
         if self.batch is not None and not self.replay:
             requests = list(requests) if iter(requests) is requests else requests
@@ -120,7 +115,7 @@ class Judge:
         pending: set[asyncio.Task[tuple[Request[T], Outcome[T]]]] = set()
         try:
             while True:
-                while stopped is None and not self.halted and len(pending) < self.concurrency:
+                while stopped is None and len(pending) < self.concurrency:
                     if (request := next(source, None)) is None:
                         break
                     if (outcome := session.known(request)) is not None:
@@ -175,10 +170,13 @@ class Judge:
         Raises:
             BudgetExceeded, JudgeUnavailable: as :meth:`ask`.
         """
+        begun: SimpleQueue[tuple[asyncio.AbstractEventLoop, Any]] = SimpleQueue()
 
         async def main() -> None:
-            async for request, outcome in self.ask(requests):
-                each(request, outcome)
+            begun.put((asyncio.get_running_loop(), asyncio.current_task()))
+            async with aclosing(self.ask(requests)) as settled:
+                async for request, outcome in settled:
+                    each(request, outcome)
 
         try:
             asyncio.get_running_loop()
@@ -190,11 +188,10 @@ class Judge:
             try:
                 future.result()
             except KeyboardInterrupt:
-                self._halt.set()  # settle what is under way, start nothing new
-                future.exception()
+                loop, task = begun.get()
+                with suppress(RuntimeError):  # it has just ended by itself
+                    loop.call_soon_threadsafe(task.cancel)
                 raise
-            finally:
-                self._halt.clear()
 
     def settled(self, requests: Iterable[Request[T]]) -> Iterator[Outcome[T]]:
         """What the ledger says of each request, in their order; nothing is asked, a missing reply is an error."""

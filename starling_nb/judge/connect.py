@@ -9,7 +9,7 @@ from typing import Any
 
 from starling_nb.errors import StarlingError
 from starling_nb.judge.client import Judge
-from starling_nb.judge.simulated import SimulatedJudge
+from starling_nb.judge.simulation import SimulatedJudge
 
 SIMULATED = "simulated"
 

@@ -140,8 +140,8 @@ class Session:
         return record
 
     async def close(self, pending: Iterable[asyncio.Task[Any]]) -> None:
-        """Let what is under way come to its end, send nothing again, enter everything, and hang up."""
-        self.wire.hurry = True
+        """Let what was sent come to its end, wait for no pause, send nothing again, enter everything, and hang up."""
+        self.wire.leave()
         try:
             await asyncio.gather(*pending, return_exceptions=True)
         finally:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import asyncio
 import json
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit, urlunsplit
 
@@ -65,7 +66,8 @@ class Wire:
         self.model, self.base_url, self._key = model, base_url, api_key
         self.retries, self.timeout, self.seed = retries, timeout, seed
         self.limit = RateLimit()
-        self.hurry = False  # send nothing again: the session is ending
+        self._left = False
+        self._resting: set[asyncio.Task[Any]] = set()
         self._client: AsyncOpenAI | None = None
         self._sent = 0
 
@@ -105,22 +107,41 @@ class Wire:
         jitter = rng(self.seed, "pause", self._sent)
         failed = refused = 0
         while True:
-            await self.limit.acquire(tokens)
-            if self.hurry:
-                raise Unanswered("the session ended before it was sent")
+            with self._rest():
+                await self.limit.acquire(tokens)
             try:
                 return await self._once(call)
             except _Failed as failure:
                 note(failure.name, str(failure.error))
                 limited = failure.name == "http_429"
                 refused, failed = refused + limited, failed + (not limited)
-                if failed > self.retries or refused > self.retries * REFUSALS_PER_RETRY or self.hurry:
+                if failed > self.retries or refused > self.retries * REFUSALS_PER_RETRY or self._left:
                     raise failure.error from failure.__cause__
                 pause = min(LONGEST_PAUSE, FIRST_PAUSE * 2 ** (failed + refused - 1)) * (0.5 + jitter.random())
-                await asyncio.sleep(max(pause, failure.asked))
+                with self._rest():
+                    await asyncio.sleep(max(pause, failure.asked))
             except (Unanswered, JudgeUnavailable) as error:
                 note(error.failure, str(error))
                 raise
+
+    @contextmanager
+    def _rest(self) -> Iterator[None]:
+        """A time in which nothing of this request is under way, so that leaving may end it here."""
+        if self._left:
+            raise Unanswered("the session ended before it was sent")
+        task = asyncio.current_task()
+        assert task is not None
+        self._resting.add(task)
+        try:
+            yield
+        finally:
+            self._resting.discard(task)
+
+    def leave(self) -> None:
+        """Send nothing again: requests that wait for their turn or sit out a pause are cancelled, sent ones are not."""
+        self._left = True
+        for task in self._resting:
+            task.cancel()
 
     async def _once(self, call: Callable[[], Awaitable[R]]) -> R:
         import openai

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -45,11 +45,6 @@ class Candidates:
     prompt: Any  # a Waiting; the embedded prompts know more of themselves
     models: list[str]
     answers: list[str]
-
-
-def turns(messages: Sequence[Mapping[str, str]]) -> int:
-    """Number of user turns."""
-    return sum(message["role"] == "user" for message in messages)
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import pandas as pd
 from starling_nb import chat
 from starling_nb.errors import StarlingError
 from starling_nb.nectar import schema
-from starling_nb.nectar.candidates import Candidates, turns
+from starling_nb.nectar.candidates import Candidates
 from starling_nb.nectar.prompts import Prompt, key
 from starling_nb.nectar.summary import (
     Agreement,
@@ -74,7 +74,7 @@ def nectar_row(item: Candidates, rankings: Sequence[Mapping[str, Any]]) -> dict[
         "answers": [
             {"answer": item.answers[i], "model": item.models[i], "rank": float(rank)} for rank, i in enumerate(order, 1)
         ],
-        "turns": turns(item.prompt.messages),
+        "turns": chat.user_turns(item.prompt.messages),
         "num_responses": len(order),
         "source": list(item.prompt.source),
         "good_natured": bool(good) and float(np.mean(good)) >= 0.5,

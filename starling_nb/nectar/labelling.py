@@ -10,12 +10,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from itertools import tee
+from operator import length_hint
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from starling_nb import progress
 from starling_nb.chat import nectar_text
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Judge, Outcome, Request
@@ -136,12 +138,17 @@ def label(judge: Judge, candidates: Iterable[Candidates], plan: Plan, folder: Pa
     if iter(candidates) is candidates:
         raise StarlingError("candidates are gone through several times: give a list, or candidates.File(path)")
     _check(candidates, plan)
-    judge.run(_again(lambda: requests(candidates, plan)), lambda _, outcome: each(outcome) if each else None)
+    prompts = length_hint(candidates)
+    judge.run(
+        _again(lambda: requests(candidates, plan), plan.passes * prompts),
+        lambda _, outcome: each(outcome) if each else None,
+    )
     report = Labels()
     with ExitStack() as stack:
         rows_out = stack.enter_context(writing(folder / "nectar.parquet", SCHEMA))
         rankings_out = stack.enter_context(writing(folder / "rankings.parquet", rankings_schema()))
-        for group in grouped(_labelled(judge, candidates, plan, report), ROWS):
+        labelled = progress.track(_labelled(judge, candidates, plan, report), "writing rows", prompts, printed=False)
+        for group in grouped(stack.enter_context(closing(labelled)), ROWS):
             rows_out([row for row, _ in group if row is not None])
             rankings_out([kept for _, records in group for kept in records])
     return report
@@ -151,24 +158,28 @@ def _check(candidates: Iterable[Candidates], plan: Plan) -> None:
     """Refuse, before anything is paid for, what could not be asked or written in the end."""
     orders.check(plan.design, plan.passes)
     seen: set[str] = set()
-    for item in candidates:
-        try:
-            ranking.check(item.prompt.messages, item.answers, plan.variant)
-            orders.check(plan.design, plan.passes, len(item.answers))
-            nectar_text(item.prompt.messages)
-        except StarlingError as error:
-            raise StarlingError(f"prompt {item.prompt.id} cannot be ranked: {error}; mend or remove it") from error
-        if item.prompt.id in seen:
-            raise StarlingError(f"prompt {item.prompt.id} stands there twice: rankings are joined by it; remove one")
-        seen.add(item.prompt.id)
+    with closing(progress.track(candidates, "checking candidates", printed=False)) as items:
+        for item in items:
+            try:
+                ranking.check(item.prompt.messages, item.answers, plan.variant)
+                orders.check(plan.design, plan.passes, len(item.answers))
+                nectar_text(item.prompt.messages)
+            except StarlingError as error:
+                raise StarlingError(f"prompt {item.prompt.id} cannot be ranked: {error}; mend or remove it") from error
+            if item.prompt.id in seen:
+                raise StarlingError(f"prompt {item.prompt.id} stands there twice: rankings are joined by it; keep one")
+            seen.add(item.prompt.id)
 
 
 class _again:  # noqa: N801  (an iterable that begins anew)
-    def __init__(self, make: Callable[[], Iterator[Any]]) -> None:
-        self._make = make
+    def __init__(self, make: Callable[[], Iterator[Any]], length: int) -> None:
+        self._make, self._length = make, length
 
     def __iter__(self) -> Iterator[Any]:
         return self._make()
+
+    def __length_hint__(self) -> int:
+        return self._length
 
 
 def _labelled(

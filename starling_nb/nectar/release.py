@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from starling_nb.errors import StarlingError
 from starling_nb.judge import Judge
 from starling_nb.nectar import card, export, labelling
 from starling_nb.nectar.candidates import Candidates
@@ -37,10 +38,26 @@ def release(
         terms: source → licence and terms, for the card.
 
     Raises:
-        StarlingError: as :func:`starling_nb.nectar.labelling.label`; or no prompt got a valid ranking.
+        StarlingError: as :func:`starling_nb.nectar.labelling.label`; or no prompt got a valid ranking,
+            in which case ``rankings.parquet`` stays and holds the replies and errors.
     """
     labels = labelling.label(judge, candidates, plan, folder, each)
+    if labels.prompts and not labels.rows:
+        raise StarlingError(_nothing(labels, folder / "rankings.parquet"))
     about = card.About(judge.model.partition("@")[0], plan.variant, plan.design, plan.passes, terms=terms)
     card.write(folder, about)
     export.preferences(folder / "nectar.parquet", folder / "preferences.parquet")
     return labels
+
+
+def _nothing(labels: Labels, rankings: Path) -> str:
+    """Why there are rankings and no rows, and what to do."""
+    if valid := labels.outcomes[""]:
+        told = f"each of the {valid:,} valid rankings contradicts a pair of its own, so no row is left"
+        return f"{told} ({rankings} holds the replies): do without consistent"
+    kinds = ", ".join(f"{n:,} {kind}" for kind, n in labels.outcomes.most_common(5))
+    return (
+        f"all {labels.outcomes.total():,} rankings failed ({kinds}), so there are no rows: read the replies and errors "
+        f"in {rankings}. Another run asks again what was Unanswered; for replies that cannot be read take another "
+        "prompt variant or judge"
+    )

@@ -13,7 +13,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from starling_nb.chat import Message, from_nectar_text, nectar_text
+from starling_nb.chat import Message, from_nectar_text, nectar_text, user_turns
 from starling_nb.errors import StarlingError
 from starling_nb.files import replacing
 
@@ -135,7 +135,7 @@ def _fault(row: Mapping[str, Any], k: int | None, distinct: bool) -> str | None:
 
 def _prompt_fault(row: Mapping[str, Any]) -> str | None:
     try:
-        turns = sum(message["role"] == "user" for message in from_prompt_text(row["prompt"]))
+        turns = user_turns(from_prompt_text(row["prompt"]))
     except StarlingError as error:
         return f"prompt: {error}"
     return None if turns == row["turns"] else f"turns is {row['turns']}, but the prompt has {turns}"

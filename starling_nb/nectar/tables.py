@@ -51,8 +51,8 @@ def write(rows: Iterable[Mapping[str, Any]], path: Path, columns: pa.Schema) -> 
     return number
 
 
-def read(path: Path, names: Sequence[str], remedy: str) -> Iterator[dict[str, Any]]:
-    """Rows of a file, with the named columns.
+def read(path: Path, names: Sequence[str] | None, remedy: str) -> Iterator[dict[str, Any]]:
+    """Rows of a file, with the named columns, or (None) with all.
 
     Raises:
         StarlingError: the file is missing or damaged, or lacks a column; ``remedy`` is part of the message.
@@ -60,10 +60,10 @@ def read(path: Path, names: Sequence[str], remedy: str) -> Iterator[dict[str, An
     import pyarrow.parquet as pq
 
     with _told(path, remedy), pq.ParquetFile(path) as file:
-        if absent := [name for name in names if name not in file.schema_arrow.names]:
+        if absent := [name for name in names or () if name not in file.schema_arrow.names]:
             raise StarlingError(f"{path} has no column {', '.join(absent)}: {remedy}")
         for group in range(file.num_row_groups):  # one at a time: a reader over all keeps what it has read
-            for batch in file.iter_batches(ROWS, row_groups=[group], columns=list(names)):
+            for batch in file.iter_batches(ROWS, row_groups=[group], columns=names and list(names)):
                 yield from batch.to_pylist()
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from starling_nb import progress
 from starling_nb.errors import StarlingError
 from starling_nb.judge import (
     Batches,
@@ -24,9 +25,7 @@ from starling_nb.judge import (
     jobs,
     wire,
 )
-from starling_nb.judge.batch_server import BatchRules
-from starling_nb.judge.failures import Failures
-from starling_nb.judge.server import Refused, serve
+from starling_nb.judge.simulation import BatchRules, Failures, Refused, serve
 
 SECRET = "sk-do-not-write-me-down"
 QUICK: dict[str, Any] = {"poll": 0.01}
@@ -88,6 +87,27 @@ def test_replies_come_by_batches_and_a_second_run_asks_nothing(tmp_path: Path) -
         assert [o.value for o in judge(url, tmp_path).ask_all(asks(*texts))] == list(range(10))
         assert set(backend.answered.values()) == {1}
     assert [path.name for path in tmp_path.iterdir() if "sqlite" not in path.name] == []
+
+
+def test_planning_and_waiting_say_how_far_they_are_and_what_was_spent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said: dict[str, tuple[int, int | None, dict[str, float]]] = {}
+    monkeypatch.setattr(progress, "report", lambda n, total, desc, **rates: said.update({desc: (n, total, rates)}))
+    with server() as (_, url):
+        judge(url, tmp_path, how={"size": 2}, price=Price(2, 2)).ask_all(asks("1", "2", "3"))
+        assert said["planning batches"] == (3, 3, {})
+        assert said["batches"] == (3, 3, {"dollars": pytest.approx(45e-6)})
+
+
+def test_jobs_of_an_earlier_run_are_counted_before_anything_is_planned(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    with server() as (_, url):
+        batch._Run(judge(url, tmp_path), Batches()).plan(asks("1", "2"))  # and then it dies
+        asked = judge(url, tmp_path, how={"report": lambda *told: seen.append(told)})
+        assert [outcome.value for outcome in asked.ask_all(asks("1", "2", "3"))] == [1, 2, 3]
+    assert all(0 <= settled <= total for settled, total in seen)
+    assert {total for _, total in seen} == {2, 3}
 
 
 def test_a_generator_of_requests_is_kept_and_asked(tmp_path: Path) -> None:

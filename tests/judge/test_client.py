@@ -3,13 +3,15 @@
 import asyncio
 import http.server
 import json
+import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from benchmarks import storm
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Budget, BudgetExceeded, Judge, JudgeUnavailable, Ledger, Request, wire
 from starling_nb.judge.ledger import key
-from starling_nb.judge.server import Refused, serve
+from starling_nb.judge.simulation import Refused, serve
 from starling_nb.nectar import judging
 from starling_nb.nectar.ranking import build
 
@@ -443,6 +445,101 @@ def test_what_is_under_way_when_a_session_is_left_is_still_saved(tmp_path: Path)
     with judge(after(0.05), concurrency=5, ledger=tmp_path / "l.sqlite") as (asked, backend):
         asyncio.run(main(asked))
         assert len(Ledger(tmp_path / "l.sqlite")) == len(backend.bodies)
+
+
+class Patience:
+    """A server that answers 0 at once and 1 when it is told to, and asks for a minute of quiet before all others."""
+
+    pause = 60.0
+
+    def __init__(self) -> None:
+        self.refused, self.told = threading.Event(), threading.Event()
+
+    def __call__(self, body: Mapping[str, Any], arrival: int) -> str:
+        text = echo(body, arrival)
+        if text == "1":
+            assert self.told.wait(30)
+        elif text != "0":
+            self.refused.set()
+            raise refuse(429, "rate_limit_exceeded", Retry_After=str(self.pause))
+        else:
+            assert self.refused.wait(30)
+        return text
+
+    def leave(self, asked: Judge) -> None:
+        """Come back when two are sitting out the pause and one is under way; let that one come to its end."""
+        deadline = time.monotonic() + 30
+        while asked.ledger.counts().get("http_429", 0) < 2:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        threading.Timer(0.2, self.told.set).start()
+
+
+async def left_by_break(asked: Judge, server: Patience) -> None:
+    async with aclosing(asked.ask(asks(9))) as stream:
+        async for _ in stream:
+            await asyncio.to_thread(server.leave, asked)
+            break
+
+
+def left_by_an_exception(asked: Judge, server: Patience) -> None:
+    def fail(request: Request[int], outcome: Any) -> None:
+        server.leave(asked)
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        asked.run(asks(9), fail)
+
+
+def interrupt(asked: Judge, server: Patience) -> None:
+    """Wait for the moment, then do as Ctrl-C does."""
+    server.leave(asked)
+    os.kill(os.getpid(), signal.SIGINT)
+
+
+def left_by_ctrl_c_in_a_script(asked: Judge, server: Patience) -> None:
+    threading.Thread(target=interrupt, args=(asked, server)).start()
+    with pytest.raises(KeyboardInterrupt):
+        asked.ask_all(asks(9))
+
+
+def left_by_ctrl_c_in_a_notebook(asked: Judge, server: Patience) -> None:
+    async def cell() -> None:
+        with pytest.raises(KeyboardInterrupt):
+            asked.ask_all(asks(9))
+
+    threading.Thread(target=interrupt, args=(asked, server)).start()
+    loop = asyncio.new_event_loop()  # without the handler of asyncio.run, as in a kernel
+    try:
+        loop.run_until_complete(cell())
+    finally:
+        loop.close()
+
+
+@pytest.mark.parametrize(
+    "leave",
+    [
+        lambda asked, server: asyncio.run(left_by_break(asked, server)),
+        left_by_an_exception,
+        left_by_ctrl_c_in_a_script,
+        left_by_ctrl_c_in_a_notebook,
+    ],
+    ids=["break", "exception", "script", "notebook"],
+)
+def test_who_leaves_waits_for_no_pause_and_loses_no_reply(
+    leave: Callable[[Judge, Patience], None], tmp_path: Path
+) -> None:
+    server = Patience()
+    with judge(server, concurrency=5, ledger=tmp_path / "l.sqlite") as (asked, backend):
+        began = time.monotonic()
+        leave(asked, server)
+        assert time.monotonic() - began < server.pause / 2
+        replies = Ledger(tmp_path / "l.sqlite")
+        assert all(key("m", request.messages, {"seed": 0}, 0) in replies for request in asks(2))
+        assert replies.counts()["reply"] == 2
+        assert set(backend.arrivals.values()) == {1}  # nothing was sent again
+        assert asked.spending.reserved_tokens == 0
+        assert asked.spent["requests"] == 2
 
 
 def test_a_reply_that_must_be_whole_is_asked_for_again_when_it_was_cut_off() -> None:

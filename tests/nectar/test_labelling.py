@@ -11,6 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks import fault_storm, kills, storm, synthetic
+from starling_nb import files, progress
 from starling_nb.errors import StarlingError
 from starling_nb.judge import BudgetExceeded, Judge
 from starling_nb.nectar import candidates, dataset, labelling, orders, schema
@@ -50,6 +51,20 @@ def test_both_files_hold_everything_and_fit_together(server: storm.Thread, tmp_p
     ]
 
 
+def test_every_pass_over_the_candidates_says_how_far_it_is(
+    server: storm.Thread, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server.faults()
+    monkeypatch.setenv(progress.HEADLESS, "1")
+    monkeypatch.setenv(progress.FILE, str(tmp_path / "progress.jsonl"))
+    candidates.write(synthetic.Many(12), tmp_path / "c.parquet")
+    labelling.label(ask(server), candidates.File(tmp_path / "c.parquet"), Plan(), tmp_path)
+    lines = files.read_jsonl(tmp_path / "progress.jsonl")
+    assert list(dict.fromkeys(line["desc"] for line in lines)) == ["checking candidates", "writing rows"]
+    assert {line["total"] for line in lines} == {12}
+    assert [line["step"] for line in lines if line["desc"] == "writing rows"][-1] == 12
+
+
 def test_failures_stay_in_the_table_and_make_no_row(server: storm.Thread, tmp_path: Path) -> None:
     server.faults(rates={"refusal": 0.2, "wrong_letter": 0.2, "torn_list": 0.2})
     labels = labelling.label(ask(server), synthetic.Many(60), Plan(), tmp_path)
@@ -82,7 +97,7 @@ def test_verdicts_that_contradict_themselves_are_left_out_only_when_asked(tmp_pa
             choice = {"index": 0, "message": {"role": "assistant", "content": reply}, "finish_reason": "stop"}
             return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice]}
 
-    from starling_nb.judge.server import serve
+    from starling_nb.judge.simulation import serve
 
     stop, url = serve(Contrary())
     try:

@@ -5,7 +5,6 @@ import itertools
 import json
 import random
 import time
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from scipy import stats
 
 from starling_nb.errors import StarlingError
 from starling_nb.nectar import ranking
-from starling_nb.nectar.judging import saturated, write_reply
+from starling_nb.nectar.judging import write_reply
 from starling_nb.nectar.ranking import LETTERS, VARIANTS, build, parse, read_request, read_verdict
 
 QUESTION = [{"role": "user", "content": "What is a tide?"}]
@@ -252,14 +251,6 @@ def test_pair_winners_as_judges_write_them() -> None:
     assert verdict.pairs == [(0, 1, 1), (0, 2, 0), (1, 2, 2), (0, 3, 3), (1, 3, 3), (2, 3, None)]
 
 
-def test_lenient_scores_crowd_at_ten_and_keep_the_order() -> None:
-    scores = [saturated(grade) for grade in np.linspace(1, 10, 50)]
-    assert scores == sorted(scores)
-    assert scores[-1] == 10
-    assert scores[0] <= 4
-    assert Counter(scores)[10] > 15
-
-
 @pytest.mark.parametrize(
     ("reply", "expected"),
     [
@@ -468,22 +459,6 @@ def test_pair_winners_stand_on_their_own_line() -> None:
 
 # ── the authors' logs ────────────────────────────────────────────────────────────────────────────────
 
-CONTRADICTING = {  # experiment → seven-wise replies that decide pairs, those that contradict one, those with a circle
-    "baseline_no_tiebreak": (141, 19, 9),
-    "pairwise_no_given_order": (126, 17, 2),
-    "pairwise_not_random": (148, 20, 1),
-    "pointwise_pairwise_baseline": (69, 10, 5),
-    "tiebreak_order_given": (140, 20, 7),
-    "tiebreak_order_given_static": (135, 21, 5),
-    "tiebreak_order_given_static_2": (136, 28, 13),
-    "pairwise_agreement_explain": (71, 12, 3),
-    "pairwise_agreement_explain_shuffle": (69, 7, 2),
-    "pairwise_agreement_no_explain": (80, 10, 0),
-    "pairwise_agreement_no_explain_shuffle": (75, 9, 0),
-    "pairwise_explain_agreement_explain": (70, 6, 3),
-    "pairwise_explain_agreement_explain_shuffle": (72, 11, 1),
-}
-
 
 def replies_of_the_authors(folder: Path) -> list[dict[str, Any]]:
     """Rows of the authors' ranking logs."""
@@ -512,22 +487,3 @@ def test_the_authors_gpt4_replies_are_read_as_they_read_them(real_data: Path) ->
     assert (len(nested), len(torn), len(failed)) == (8, 1, 9)
     assert not any(row["valid_permutation"] for row in nested)
     assert sum(row["valid_permutation"] for row in rows) == len(rows) - len(nested)
-
-
-def test_gpt4_contradicts_itself_in_one_reply_out_of_seven(real_data: Path) -> None:
-    found: dict[str, Counter[str]] = {}
-    for row in replies_of_the_authors(real_data):
-        if row["k"] == 7 and row["valid_permutation"]:
-            verdict = read_verdict(row["rating_text"], 7)
-            if verdict.pair_agreement is not None:
-                counts = found.setdefault(row["experiment"], Counter())
-                counts.update(n=1, contradicting=verdict.contradictions > 0, cyclic=verdict.cyclic)
-    assert {name: (c["n"], c["contradicting"], c["cyclic"]) for name, c in found.items()} == CONTRADICTING
-    shares = [wrong / n for n, wrong, _ in CONTRADICTING.values()]
-    assert min(shares) > 0.08
-    assert max(shares) < 0.21
-    assert (
-        0.13
-        < sum(wrong for _, wrong, _ in CONTRADICTING.values()) / sum(n for n, _, _ in CONTRADICTING.values())
-        < 0.15
-    )

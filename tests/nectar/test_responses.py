@@ -17,7 +17,7 @@ import toy
 from starling_nb import models
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Judge, Ledger
-from starling_nb.judge.server import serve
+from starling_nb.judge.simulation import serve
 from starling_nb.models import Sample
 from starling_nb.nectar import prompts, responses
 from starling_nb.nectar.candidates import Candidates, Conversation

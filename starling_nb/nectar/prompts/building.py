@@ -7,7 +7,6 @@ in ``<out>.contaminated.jsonl`` beside the result. The same settings and sources
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
 import tempfile
@@ -24,6 +23,7 @@ import numpy as np
 from starling_nb import files, progress
 from starling_nb.chat import Message
 from starling_nb.errors import StarlingError
+from starling_nb.nectar import tables
 from starling_nb.nectar.prompts import filters, mixture
 from starling_nb.nectar.prompts.decontamination import EvaluationIndex
 from starling_nb.nectar.prompts.duplicates import DuplicateIndex
@@ -88,7 +88,6 @@ def build(settings: Settings, out: Path) -> Report:
         evaluations.add_file(evaluation)
     removed = out.with_name(f"{out.name}.contaminated.jsonl")
     with (
-        files.replacing(out) as result,
         files.replacing(removed) as listed,
         listed.open("w", encoding="utf-8") as overlaps,
         tempfile.TemporaryFile(dir=out.parent) as spool,
@@ -101,7 +100,7 @@ def build(settings: Settings, out: Path) -> Report:
         if not len(chosen):
             counted = {name: one.dropped for name, one in builder.sources.items()}
             raise StarlingError(f"no prompt is left: loosen the filters or mend the sources; dropped were {counted}")
-        _write(result, out.suffix, progress.track(builder.rows(chosen), f"writing {out.name}", len(chosen)))
+        _write(out, progress.track(builder.rows(chosen), f"writing {out.name}", len(chosen)))
     return builder.report(time.monotonic() - began)
 
 
@@ -220,18 +219,14 @@ class _Builder:
         return messages
 
 
-def _write(path: Path, suffix: str, rows: Iterator[dict[str, Any]]) -> None:
-    if suffix == ".jsonl":
-        with path.open("w", encoding="utf-8", newline="\n") as stream:
-            stream.writelines(json.dumps(row, ensure_ascii=False, sort_keys=True) + "\n" for row in rows)
+def _write(path: Path, rows: Iterator[dict[str, Any]]) -> None:
+    if path.suffix == ".jsonl":
+        files.write_jsonl(path, rows)
         return
     import pyarrow as pa
-    import pyarrow.parquet as pq
 
     message = pa.struct([("role", pa.string()), ("content", pa.string())])
     answer = pa.struct([("model", pa.string()), ("answer", pa.string())])
     lists = {"messages": message, "source": pa.string(), "answers": answer}
     schema = pa.schema([("id", pa.string()), *((name, pa.list_(kind)) for name, kind in lists.items())])
-    with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-        while batch := list(itertools.islice(rows, 4096)):
-            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
+    tables.write(rows, path, schema)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from starling_nb import files
-from starling_nb.chat import Message
+from starling_nb.chat import Message, user_turns
 from starling_nb.errors import StarlingError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class Prompt:
     @property
     def turns(self) -> int:
         """Number of user turns."""
-        return sum(message["role"] == "user" for message in self.messages)
+        return user_turns(self.messages)
 
 
 def key(messages: Sequence[Message]) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from starling_nb.errors import StarlingError
+from starling_nb.nectar import tables
 from starling_nb.nectar.prompts.shapes import SHAPES, MalformedRowError, RawPrompt, Skipped, text
 
 
@@ -74,6 +75,7 @@ HEAD = 100
 """Rows in which every column of a set must have been met at least once."""
 
 _CHUNK = 2**22
+_REMEDY = "fetch it again, or give the one file that you mean"
 _BETWEEN = re.compile(r"[\s,]*")
 
 
@@ -153,9 +155,8 @@ def _rows(source: Source, path: Path | None, where: str) -> Iterator[Any]:
         yield from _from_file(path) if path and path.is_file() else _from_datasets(source, path)
     except (OSError, EOFError, ValueError, DatasetsError) as error:  # pyarrow's errors are ValueErrors
         advice = "check the network, accept the set's terms and log in (hf auth login), or set path to a local copy"
-        if path:
-            advice = "fetch it again, or give the one file that you mean"
-        raise StarlingError(f"{where} cannot be read ({str(error).splitlines()[0][:200]}): {advice}") from error
+        told = f"{where} cannot be read ({str(error).splitlines()[0][:200]})"
+        raise StarlingError(f"{told}: {_REMEDY if path else advice}") from error
 
 
 def _from_datasets(source: Source, path: Path | None) -> Iterator[Any]:
@@ -180,12 +181,7 @@ def _from_file(path: Path) -> Iterator[Any]:
         with path.open(encoding="utf-8") as stream:
             yield from _from_array(stream)
     elif path.suffix == ".parquet":
-        import pyarrow.parquet as pq
-
-        with pq.ParquetFile(path) as file:
-            for group in range(file.num_row_groups):  # one at a time: a reader over all keeps what it has read
-                for batch in file.iter_batches(1024, row_groups=[group]):
-                    yield from batch.to_pylist()
+        yield from tables.read(path, None, _REMEDY)
     else:
         raise ValueError("not a .jsonl, .jsonl.gz, .json or .parquet file")
 

@@ -183,7 +183,7 @@ def test_a_whole_conversation_is_kept_where_asked(tmp_path: Path) -> None:
         ("plain", "absent.jsonl", None, "no file or folder"),
         ("plain", "a.jsonl", "", "holds no rows"),
         ("plain", "a.txt", "x", "cannot be read"),
-        ("plain", "a.parquet", "x", "cannot be read"),
+        ("plain", "a.parquet", "x", "no readable parquet file .*: fetch it again"),
         ("plain", "a.jsonl.gz", "x", "cannot be read"),
         ("plain", "a.json", '[{"prompt": "x"}, {"prom', "cannot be read"),
         ("plain", "a.json", '{"prompt": "x"}', "no JSON array"),

@@ -14,8 +14,8 @@ from scipy import stats
 
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Calibration, Judge, SimulatedJudge, register, wire
-from starling_nb.judge.failures import NAMES, TEXT
-from starling_nb.judge.server import Refused
+from starling_nb.judge.simulation import Refused
+from starling_nb.judge.simulation.failures import NAMES, TEXT
 from starling_nb.nectar.judging import to_request
 from starling_nb.nectar.ranking import LETTERS, VARIANTS, RankingRequest, build, parse, read_verdict
 

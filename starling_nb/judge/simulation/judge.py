@@ -2,7 +2,7 @@
 
 It gets the text that a real judge would get and nothing else: the stages register readers that turn a prompt
 back into a conversation and its answers, and answerers that write the reply. Between the two stands a choice
-model whose truth is the rubric and whose weaknesses are a :class:`~starling_nb.judge.perceive.Calibration`.
+model whose truth is the rubric and whose weaknesses are a :class:`~starling_nb.judge.simulation.Calibration`.
 Wherever its numbers appear they are called simulated.
 """
 
@@ -21,10 +21,11 @@ import numpy as np
 
 from starling_nb.errors import StarlingError
 from starling_nb.files import hash_value, rng
-from starling_nb.judge.batch_server import BatchRules
-from starling_nb.judge.failures import Failures
-from starling_nb.judge.perceive import Calibration, as_grades, count_words, overlap, perceive
-from starling_nb.judge.server import Refused, serve
+from starling_nb.judge.simulation.batch_server import BatchRules
+from starling_nb.judge.simulation.failures import Failures
+from starling_nb.judge.simulation.perception import Calibration, as_grades, count_words, overlap, perceive
+from starling_nb.judge.simulation.protocol import Refused
+from starling_nb.judge.simulation.server import serve
 
 MODEL = "simulated-judge"
 CHARACTERS_PER_TOKEN = 4
@@ -88,10 +89,10 @@ class SimulatedJudge:
         calibration: None for the one in ``data/``.
         truth: None for ``starling_nb.rubric``.
         seed: of every draw; the ``seed`` parameter of a request is a second key.
-        failures: failure name → rate, see :mod:`starling_nb.judge.failures`.
+        failures: failure name → rate, see :mod:`starling_nb.judge.simulation.failures`.
         slowness: seconds that a reply takes which the failure ``slow`` strikes.
         port: 0 for any free one.
-        rules: how batches run, see :class:`~starling_nb.judge.batch_server.BatchRules`.
+        rules: how batches run, see :class:`~starling_nb.judge.simulation.BatchRules`.
 
     ``served`` counts replies, ``served_by_content`` counts them by ``hash_value`` of their messages.
     """

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from starling_nb.files import hash_value
-from starling_nb.judge.protocol import Refused, page
+from starling_nb.judge.simulation.protocol import Refused, page
 
 LARGEST_FILE = 200 * 2**20  # bytes, as published for the input of a batch
 FORM = 64 * 2**10  # bytes that the form around a file may take

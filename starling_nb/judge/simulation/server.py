@@ -15,12 +15,10 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from starling_nb.errors import StarlingError
-from starling_nb.judge.batch_server import Batches, BatchRules
-from starling_nb.judge.failures import Failures
-from starling_nb.judge.file_server import PIECE, Files, Stored
-from starling_nb.judge.protocol import Backend, Refused, stumbled
-
-__all__ = ["LARGEST_BODY", "Backend", "Refused", "serve"]
+from starling_nb.judge.simulation.batch_server import Batches, BatchRules
+from starling_nb.judge.simulation.failures import Failures
+from starling_nb.judge.simulation.file_server import PIECE, Files, Stored
+from starling_nb.judge.simulation.protocol import Backend, Refused, stumbled
 
 LARGEST_BODY = 16 * 2**20  # bytes, files apart
 

@@ -13,7 +13,7 @@ import pytest
 from benchmarks import calibrate_judge, judge_logs
 from benchmarks.judge_simulation import Answers, agreement, judge, load_answers
 from starling_nb import bias, files
-from starling_nb.judge.perceive import Calibration, perceive
+from starling_nb.judge.simulation import Calibration, perceive
 from starling_nb.nectar.ranking import VARIANTS
 
 

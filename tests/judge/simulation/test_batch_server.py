@@ -11,10 +11,8 @@ from typing import Any
 import openai
 import pytest
 
-from starling_nb.judge import SimulatedJudge, batch_server, file_server
-from starling_nb.judge.batch_server import BatchRules
-from starling_nb.judge.failures import Failures
-from starling_nb.judge.server import Refused, serve
+from starling_nb.judge import SimulatedJudge
+from starling_nb.judge.simulation import BatchRules, Failures, Refused, batch_server, file_server, serve
 from starling_nb.nectar.ranking import build, parse
 
 URL = "/v1/chat/completions"

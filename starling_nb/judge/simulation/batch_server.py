@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 from starling_nb.files import hash_value, rng
-from starling_nb.judge.failures import Failures
-from starling_nb.judge.file_server import Files, Stored, new_id
-from starling_nb.judge.protocol import Backend, Refused, page, stumbled
+from starling_nb.judge.simulation.failures import Failures
+from starling_nb.judge.simulation.file_server import Files, Stored, new_id
+from starling_nb.judge.simulation.protocol import Backend, Refused, page, stumbled
 
 ENDPOINT, WINDOW, DAY = "/v1/chat/completions", "24h", 86_400
 MOST_REQUESTS = 50_000  # in a batch, as published

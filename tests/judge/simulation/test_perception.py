@@ -8,7 +8,7 @@ import pytest
 
 from starling_nb.errors import StarlingError
 from starling_nb.files import write_json
-from starling_nb.judge.perceive import Calibration, as_grades, count_words, effects, overlap, perceive
+from starling_nb.judge.simulation.perception import Calibration, as_grades, count_words, effects, overlap, perceive
 
 SLOPE = [0.9, 0.6, 0.3, 0.0, -0.3, -0.6, -0.9]
 
