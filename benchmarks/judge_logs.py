@@ -16,9 +16,10 @@ import numpy as np
 import pandas as pd
 
 from starling_nb import files, stats
-from starling_nb.bias import effects, position_by_rank
+from starling_nb.bias import position_by_rank
+from starling_nb.bias.plackett_luce import Design, fit
 from starling_nb.errors import StarlingError
-from starling_nb.judge.perceive import count_words, overlap
+from starling_nb.judge.simulation import count_words, overlap
 
 JUDGE = "gpt-4-0613"
 PLACEBOS = ("gpt-4", "gpt-3.5-turbo", "gpt-3.5-turbo-instruct", "mistral-7b-instruct-v0.1")
@@ -112,31 +113,31 @@ def describe(
 def regress(rows: Sequence[tuple[str, Sequence[Ranked]]]) -> dict[str, dict[str, float]]:
     """Plackett-Luce regression of rankings on position, answering model and :data:`TERMS`.
 
-    The fit is the one of :func:`starling_nb.bias.position_effects` (Newton's method, sandwich standard errors over
-    prompts) with three more columns.
+    The fit is the one of :func:`starling_nb.bias.position_effects` with three more columns; standard errors are
+    clustered by prompt.
 
     Returns:
         ``{term: {"value", "se"}}``, logits a unit, and under ``n`` the number of rankings and prompts.
     """
     seen = Counter(answer.model for _, answers in rows for answer in answers)
     names = [name for name, n in seen.items() if n >= RARE]
-    place = np.vstack([np.eye(6), -np.ones(6)])
-    design = np.zeros((len(rows), max(len(answers) for _, answers in rows), 6 + len(names) + len(TERMS)))
-    mask = np.zeros(design.shape[:2], dtype=bool)
+    shape = len(rows), max(len(answers) for _, answers in rows)
+    place, who, terms = np.zeros(shape, int), np.full(shape, len(names)), np.zeros((*shape, len(TERMS)))
+    mask = np.zeros(shape, dtype=bool)
     for i, (_, answers) in enumerate(rows):
         for j, answer in enumerate(answers):
-            who = [float(answer.model == name) for name in names]
-            design[i, j] = [*place[answer.position], *who, answer.length, answer.own, answer.others]
-        mask[i, : len(answers)] = True
-        design[i, : len(answers)] -= design[i, : len(answers)].mean(0)
-    prompts = np.array([prompt for prompt, _ in rows])
-    theta = effects._newton(design, mask)
-    errors = np.sqrt(np.diag(effects._sandwich(theta, design, mask, prompts)))
+            mask[i, j], place[i, j] = True, answer.position
+            who[i, j] = names.index(answer.model) if answer.model in names else len(names)
+            terms[i, j] = answer.length, answer.own, answer.others
+    fitted = fit(Design(mask, [(place, 7), (who, len(names) + 1)], [terms]))
+    prompts, cluster = np.unique([prompt for prompt, _ in rows], return_inverse=True)
+    pull = fitted.influence(cluster)[:, -len(TERMS) :]
+    theta, errors = fitted.theta, np.sqrt((pull**2).sum(0) * len(prompts) / (len(prompts) - 1))
     found = {
         term: {"value": round(float(value), 3), "se": round(float(se), 3)}
-        for term, value, se in zip(TERMS, theta[-3:], errors[-3:], strict=True)
+        for term, value, se in zip(TERMS, theta[-3:], errors, strict=True)
     }
-    return found | {"n": {"rankings": float(len(rows)), "prompts": float(len(set(prompts)))}}
+    return found | {"n": {"rankings": float(len(rows)), "prompts": float(len(prompts))}}
 
 
 def self_preference(folder: Path) -> dict[str, Any]:

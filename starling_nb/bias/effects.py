@@ -187,9 +187,10 @@ def _groups(table: Rankings) -> tuple[Ints, int]:
     """Each ranked answer's model, best to worst, rare ones as one; and the number of such groups."""
     if table.model is None:
         raise BiasError("the rankings lack models: they need prompt_id, models and ranking")
-    rows, places = np.nonzero(table.mask)
-    names = int(table.model.max()) + 1
-    seen = np.bincount(np.unique(rows * names + table.model[rows, places]) % names, minlength=names)
+    named = np.sort(table.model, axis=1)
+    once = named >= 0
+    once[:, 1:] &= named[:, 1:] != named[:, :-1]
+    seen = np.bincount(named[once], minlength=int(table.model.max()) + 1)
     common = seen >= RARE
     number = np.where(common, np.cumsum(common) - 1, common.sum())
     levels = int(common.sum()) + bool((seen[~common] > 0).any())
@@ -235,7 +236,7 @@ def _check_separable(design: Design, free: int) -> None:
     if (sample := design.sample()) is not None:
         with contextlib.suppress(BiasError):  # what a sample tells apart, the whole does
             return _check_separable(sample, free)
-    _, information = derivatives(np.zeros(design.size), design)
+    _, _, information = derivatives(np.zeros(design.size), design)
     values, vectors = np.linalg.eigh(information - RIDGE * np.eye(design.size))
     flat = vectors[:free, values < 1e-9 * max(float(values.max()), 1.0)]
     if np.abs(flat).max(initial=0.0) > 1e-6:
