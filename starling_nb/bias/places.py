@@ -100,6 +100,32 @@ def mean_rank(rankings: pd.DataFrame | Rankings, seed: int = 0, draws: int = 200
     return pd.DataFrame(rows, columns=["position", "mean_rank", "low", "high", "n"])
 
 
+def mean_rank_from_counts(counts: ArrayLike, level: float = 0.95) -> tuple[pd.DataFrame, float, float]:
+    """:func:`mean_rank` from a table position x rank of one ranking a prompt, all of K answers.
+
+    Returns:
+        The table (Student's intervals), and Friedman's chi-square of fair mean ranks with its p-value.
+
+    Raises:
+        BiasError: a table that is not square, or whose rows and columns do not all add up to the same number.
+    """
+    table = np.asarray(counts, dtype=int)
+    if (
+        table.ndim != 2
+        or len(table) < 2
+        or len({*table.sum(0), *table.sum(1)}) != 1
+        or not (n := int(table[0].sum())) > 1
+    ):
+        raise BiasError("counts of positions by ranks are a square table with equal sums: each ranking fills each once")
+    k = len(table)
+    rank = np.arange(k)
+    mean = table @ rank / n
+    half = scipy_stats.t.ppf((1 + level) / 2, n - 1) * np.sqrt((table @ rank**2 / n - mean**2) / (n - 1))
+    found = pd.DataFrame({"position": rank, "mean_rank": mean, "low": mean - half, "high": mean + half, "n": n})
+    friedman = float(12 * n / (k * (k + 1)) * ((mean - (k - 1) / 2) ** 2).sum())
+    return found, friedman, float(scipy_stats.chi2.sf(friedman, k - 1))
+
+
 def position_by_rank(rankings: pd.DataFrame | Rankings) -> pd.DataFrame:
     """Counts: the answer shown at ``position`` (index) came out at ``rank`` (columns), both from 0.
 

@@ -9,6 +9,7 @@ from bias.worlds import MODELS, PLANTED, real_logs, simulate
 from scipy import stats as scipy_stats
 
 from starling_nb import bias, files
+from starling_nb.bias import BiasError
 from starling_nb.bias.panels import EXPERIMENTS
 from starling_nb.stats import chi_square_uniform
 
@@ -42,6 +43,20 @@ def test_mean_rank_and_counts_agree() -> None:
     assert ((ranks["low"] < ranks["mean_rank"]) & (ranks["mean_rank"] < ranks["high"])).all()
     pd.testing.assert_frame_equal(bias.share_from_counts(counts), bias.first_place_share(table))
     pd.testing.assert_frame_equal(bias.share_from_counts(counts[0]), bias.first_place_share(table))
+
+
+def test_counts_alone_give_mean_ranks_and_friedmans_test() -> None:
+    table = simulate(90, PLANTED)
+    found, chi2, p = bias.mean_rank_from_counts(bias.position_by_rank(table))
+    assert (chi2, p) == pytest.approx(
+        scipy_stats.friedmanchisquare(*np.array([np.argsort(r) for r in table.ranking]).T)
+    )
+    ours = bias.mean_rank(table)
+    np.testing.assert_allclose(found["mean_rank"], ours["mean_rank"])
+    np.testing.assert_allclose(found[["low", "high"]], ours[["low", "high"]], atol=0.05)
+    for wrong in ([[1, 2], [3, 4]], [1, 2, 3], [[0, 0], [0, 0]], [[1, 1, 1]]):
+        with pytest.raises(BiasError, match="square table"):
+            bias.mean_rank_from_counts(wrong)
 
 
 def test_placements_are_the_counts_as_shares_with_intervals() -> None:
