@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,9 +28,12 @@ ONE_THREAD = ThreadpoolController().wrap(limits=1, user_api="blas")
 """Threads that wait for one another over products this small cost ten times what they save on a busy machine."""
 
 
+@lru_cache(maxsize=64)
 def contrast(size: int) -> Floats:
-    """``[size, size - 1]``: free parameters to effects that sum to zero."""
-    return np.vstack([np.eye(size - 1), -np.ones(size - 1)])
+    """``[size, size - 1]``: free parameters to effects that sum to zero; read only."""
+    found = np.vstack([np.eye(size - 1), -np.ones(size - 1)])
+    found.setflags(write=False)
+    return found
 
 
 @dataclass(frozen=True)
