@@ -112,7 +112,6 @@ def judge(
     forecast: Annotated[bool, typer.Option("--forecast", help="Say what it will cost; ask nothing.")] = False,
 ) -> None:
     """Rank candidates by a judge and write a data set in Nectar's schema; run it again to go on."""
-    from starling_nb import progress
     from starling_nb.judge import Batches, Budget
     from starling_nb.judge.connect import connect
     from starling_nb.judge.meter import Meter
@@ -121,7 +120,7 @@ def judge(
 
     plan, items = labelling.Plan(variant, design, passes, seed, consistent=consistent), candidates.File(source)
     total = passes * len(items)
-    how = Batches(report=lambda done, asked: progress.report(done, asked, "batches")) if batch else None
+    how = Batches() if batch else None
     budget = Budget(requests, None, dollars)
     ledger = out / "ledger.sqlite"
     with connect(who, ledger, seed, budget=budget, concurrency=concurrency, batch=how, replay=replay) as asked:
@@ -134,6 +133,39 @@ def judge(
     invalid = ", ".join(f"{n} {name}" for name, n in labels.outcomes.items() if name) or "none"
     typer.echo(f"paid now: {spent['requests']} requests, {spent['tokens']} tokens, ${spent['dollars']:.2f}")
     typer.echo(f"{out}: {labels.rows} rows of {labels.prompts} prompts; invalid rankings: {invalid}")
+    _measure(out / "rankings.parquet", out / "bias", _named(asked.model), seed, judge=asked.model, variant=variant)
+
+
+@app.command()
+def bias(
+    rankings: Annotated[Path, typer.Argument(help="Rankings: .parquet, .jsonl, .json or .csv.")],
+    out: Annotated[Path, typer.Option(help="Folder for bias.md, bias.html, bias.json and figures.")] = Path("bias"),
+    quality: Annotated[str | None, typer.Option(help="Column with a number an answer: its quality.")] = None,
+    by: Annotated[str | None, typer.Option(help="Column that tells judge prompts apart; variant by default.")] = None,
+    seed: Annotated[int, typer.Option(help="Of bootstraps and permutations.")] = 0,
+) -> None:
+    """Measure what the shown position does to a judge's rankings, and write a report."""
+    _measure(rankings, out, f"Rankings in {rankings.name}", seed, by, quality)
+
+
+def _named(model: str) -> str:
+    """The judge in a title, and whether it is a real one."""
+    name = model.partition("@")[0]
+    return f"Judge {name} ({'simulated' if name.startswith('simulated') else 'real'})"
+
+
+def _measure(
+    rankings: Path, out: Path, title: str, seed: int, by: str | None = None, quality: str | None = None, **given: str
+) -> None:
+    """Write the report on a file of rankings and print its summary."""
+    from starling_nb.bias import report
+
+    table = report.load(rankings, by, quality)
+    choices = {"by": by or "variant", "quality": quality or "none", "seed": str(seed)}
+    findings = report.write(
+        table, out, title, {"rankings": rankings.name, **given, **choices}, seed=seed, by=by, quality=quality
+    )
+    typer.echo(f"{findings.summary}\n{out / 'bias.html'}")
 
 
 @app.command()

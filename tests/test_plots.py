@@ -47,6 +47,25 @@ def published() -> pd.DataFrame:
     return pd.DataFrame(files.read_json(files.DATA / "published" / "results_table.json"))
 
 
+def cells(k: int) -> pd.DataFrame:
+    """Placements of a judge that never moves the first shown answer and shuffles the rest."""
+    generator = np.random.default_rng(0)
+    rows = [[0, *(1 + generator.permutation(k - 1)).tolist()] for _ in range(200)]
+    return bias.placements(pd.DataFrame({"prompt_id": range(200), "ranking": rows}))
+
+
+def follow_ups(name: str) -> pd.DataFrame:
+    part = table(distance=[1, 2, 3], share=[0.6, 0.7, 0.9], low=[0.5, 0.6, 0.7], high=[0.7, 0.8, 1.0])
+    return pd.concat([part.assign(by=by) for by in ("rank", "shown")], ignore_index=True).assign(name=name)
+
+
+def cured(*judges: str) -> pd.DataFrame:
+    """Four cures of which the first is no bias at all and the second no cure."""
+    part = table(cure=["fair judge", "random order", "two passes", "correction"], value=[1.0, 0.6, 0.7, 0.9])
+    part = part.assign(metric="share", low=part["value"] - 0.1, high=part["value"] + 0.1)
+    return pd.concat([part.assign(judge=judge) for judge in judges], ignore_index=True)
+
+
 def figures() -> dict[str, Figure]:
     effects = table(position=[0, 1], effect=[0.3, -0.3], low=[0.1, -0.5], high=[0.5, -0.1])
     ranks = effects.rename(columns={"effect": "mean_rank"}) + 1
@@ -55,6 +74,13 @@ def figures() -> dict[str, Figure]:
     return {
         "four": plots.four_panels(SHARES, "real logs"),
         "effects": plots.position_effects({"naive": effects}),
+        "placements": plots.placements({"a": cells(7), "b": cells(7)}, "simulated"),
+        "wide": plots.placements({"a": cells(12)}),
+        "forest": plots.effects_forest({f"estimate {i}": effects for i in range(5)}, "real"),
+        "panelled": plots.effects_forest({"one": pd.concat([effects.assign(panel=name) for name in "ab"])}),
+        "distance": plots.agreement_by_distance({name: follow_ups(name) for name in ("K = 3", "K = 7")}, "real"),
+        "cures": plots.cures(cured("a", "b", "c", "d"), "share", "simulated judges"),
+        "cure": plots.cures(cured("a"), "share", references=("random order",)),
         "ranks": plots.mean_rank_by_position({"a": ranks, "b": ranks, "c": ranks}),
         "loss": plots.loss_curves(training().rename(columns={"reward": "loss"}), {"guessing": 1.42}),
         "curves": plots.training_curves(training()),
@@ -119,6 +145,63 @@ def test_four_panels_show_shares_their_test_and_the_fair_line(drawn: dict[str, F
     assert naive.get_ylim() == fair.get_ylim()
 
 
+def test_the_heat_map_shows_how_far_each_cell_is_from_fair_and_how_surely(drawn: dict[str, Figure]) -> None:
+    ax = drawn["placements"].axes[0]
+    texts = {(round(text.get_position()[1]), round(text.get_position()[0])): [] for text in ax.texts}
+    for text in ax.texts:
+        texts[round(text.get_position()[1]), round(text.get_position()[0])].append(text)
+    assert len(texts) == 49
+    first, interval = texts[0, 0]
+    assert first.get_text() == "+86"  # always first: 100 % less 1/7
+    assert interval.get_text() == "+84 to +86"
+    assert {text.get_fontweight() for text in texts[0, 0][:1] + texts[0, 3][:1]} == {"bold"}
+    assert texts[3, 0][0].get_text() == "−14"
+    image = ax.images[0]
+    assert image.norm(0.0) == pytest.approx(0.5)
+    assert image.norm.vmax == -image.norm.vmin == pytest.approx(100 * 6 / 7)
+    assert len(drawn["wide"].axes[0].texts) == 144  # no room for intervals
+    even = plots.placements({"a": cells(7).assign(fair=lambda t: t["share"])})
+    assert {text.get_text() for text in even.axes[0].texts[::2]} == {"0"}
+
+
+def test_estimates_stand_side_by_side_and_one_panel_a_group(drawn: dict[str, Figure]) -> None:
+    (ax,) = drawn["forest"].axes
+    marks = [line.get_xdata() for line in ax.lines if line.get_marker() == "o"]
+    assert len(marks) == 5
+    assert len({float(x[0]) for x in marks}) == 5
+    assert all(abs(x - place) < 0.5 for xs in marks for x, place in zip(xs, (1, 2), strict=True))
+    assert drawn["forest"].legends[0].get_texts()[0].get_text() == "estimate 0"
+    assert [panel.get_title(loc="left") for panel in drawn["panelled"].axes] == ["a", "b"]
+
+
+def test_agreement_is_drawn_by_both_distances_against_chance(drawn: dict[str, Figure]) -> None:
+    for ax, label in zip(drawn["distance"].axes, ("ranking", "shown list"), strict=True):
+        assert ax.get_xlabel() == f"distance in the {label}"
+        assert [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [0.5]
+        assert sum(line.get_marker() == "o" for line in ax.lines) == 2
+
+
+def test_cures_are_rows_and_what_they_are_measured_by_are_lines(drawn: dict[str, Figure]) -> None:
+    panels = drawn["cures"].axes
+    assert [ax.get_title(loc="left") for ax in panels if ax.get_visible()] == ["a", "b", "c", "d"]
+    for ax in panels[:4]:
+        assert ax.collections[-1].get_offsets()[:, 0].tolist() == [0.7, 0.9]
+        assert [line.get_xdata()[0] for line in ax.lines if line.get_linestyle() == "--"] == [1.0, 0.6]
+        assert ax.get_xlim() == panels[0].get_xlim()
+    assert [text.get_text() for text in panels[0].get_yticklabels()] == ["two passes", "correction"]
+    assert {text.get_text() for text in panels[1].get_yticklabels()} == {""}
+    rows = [text.get_text() for text in drawn["cure"].axes[0].get_yticklabels()]
+    assert rows == ["fair judge", "two passes", "correction"]
+
+
+def test_what_is_fair_may_differ_by_position_and_the_p_value_may_be_given() -> None:
+    ragged = SHARES["naive"].assign(fair=[0.2, 0.2, 0.2, 0.2, 0.1, 0.05, 0.05], p=0.25)
+    (ax,) = plots.four_panels({"a": ragged}).axes
+    fair = [line.get_ydata()[0] for line in ax.lines if line.get_linestyle() == "--"]
+    assert fair == [0.2, 0.2, 0.2, 0.2, 0.1, 0.05, 0.05]
+    assert ax.get_title(loc="left") == "a\nn = 195, p = 0.25"
+
+
 def test_training_curves_average_seeds_and_leave_out_what_is_missing(drawn: dict[str, Figure]) -> None:
     reward, kl = drawn["curves"].axes
     np.testing.assert_allclose(reward.lines[0].get_ydata(), STEPS + 1)
@@ -157,6 +240,13 @@ def test_tables_that_cannot_be_drawn_are_refused() -> None:
         (lambda: plots.four_panels({}), "nothing to draw"),
         (lambda: plots.four_panels({"a": table(position=[0])}), "lacks share, low, high, n"),
         (lambda: plots.loss_curves(table(step=[], loss=[])), "is empty"),
+        (lambda: plots.placements({"a": SHARES["fair"]}), "lacks rank"),
+        (lambda: plots.placements({}), "nothing to draw"),
+        (lambda: plots.cures(cured("a"), "tau"), "no metric 'tau' in the table: choose from share"),
+        (lambda: plots.cures(SHARES["fair"], "share"), "lacks judge, cure"),
+        (lambda: plots.effects_forest({}), "nothing to draw"),
+        (lambda: plots.agreement_by_distance({}), "nothing to draw"),
+        (lambda: plots.agreement_by_distance({"a": SHARES["fair"]}), "lacks by, distance"),
         (lambda: plots.radar({"a": {"x": 1}, "b": {"y": 1}}), "same categories"),
         (
             lambda: plots.before_after(table(part="aa", when="bb", value=[1, 2], low=[0, 0], high=[2, 2])),

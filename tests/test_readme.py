@@ -155,7 +155,7 @@ def settings(command: str) -> list[tuple[str, str, str]]:
 
 MAKES, LINES = commands(README, "make"), commands(README, "starling-nb")
 RUNS = [line for line in LINES if words(line)[1] == "reproduce"]
-BUILDS = [line for line in LINES if words(line)[1] in ("prompts", "respond", "judge")]
+BUILDS = [line for line in LINES if words(line)[1] in ("prompts", "respond", "judge", "bias")]
 JUDGES = [value for line in RUNS for _, name, value in settings(line) if name == "judge"]
 
 
@@ -211,8 +211,16 @@ def test_a_line_that_builds_a_data_set_can_be_read_and_its_recipes_too(command: 
     for recipe in recipes:
         kind: Any = prompts.Settings if name == "prompts" else making.Responders
         assert kind.from_toml(ROOT / recipe)
-    assert name == "judge" or recipes
+    assert name in ("judge", "bias") or recipes
     assert context.params["out"]
+
+
+def test_the_rankings_that_are_measured_are_those_that_a_notebook_writes() -> None:
+    paths = [Path(words(line)[2]) for line in BUILDS if words(line)[1] == "bias"]
+    (path,) = (path for path in paths if path.parts[0] == "outputs")
+    assert (profiles.FOLDER / f"{path.parts[1]}.toml").exists()
+    assert path.parts[2] in table(README)
+    assert path.name in (ROOT / "notebooks" / f"{path.parts[2]}.ipynb").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("command", [line for line in LINES if line not in RUNS + BUILDS])

@@ -9,9 +9,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starling_nb import files
-from starling_nb.bias.places import share_from_counts
+from starling_nb.bias.places import mean_rank_from_counts, share_from_counts
 from starling_nb.bias.tables import BiasError
-from starling_nb.stats import Interval
+from starling_nb.stats import Interval, chi_square_uniform
 
 DRAWS = 2000
 
@@ -24,6 +24,28 @@ def published_first_place(path: Path | None = None) -> dict[str, pd.DataFrame]:
     """
     table = files.read_json(path or files.DATA / "published" / "position_first_place.json")
     return {arm["variant"]: share_from_counts(arm["counts"]) for arm in table["arms"]}
+
+
+def published_ranks(path: Path | None = None) -> dict[str, NDArray[np.int64]]:
+    """Counts ``[position, rank]`` of the authors' GPT-4 logs by prompt variant, the first run of each."""
+    table = files.read_json(path or files.DATA / "published" / "position_by_rank.json")
+    return {arm["variant"]: np.array(arm["counts"]) for arm in reversed(table["arms"])}
+
+
+def published_tests() -> pd.DataFrame:
+    """What the committed counts say of each prompt variant: does the first place, does the whole ranking look fair?
+
+    Returns:
+        ``variant``, ``first_chi2``, ``first_p``, ``first_n`` (Pearson, first places) and ``rank_chi2``, ``rank_p``,
+        ``rank_n`` (Friedman, mean ranks). The two were counted on other parts of the logs, so their numbers differ.
+    """
+    rows, ranks = [], published_ranks()
+    for name, shares in published_first_place().items():
+        wins = (shares["share"] * shares["n"]).round()
+        _, rank_chi2, rank_p = mean_rank_from_counts(ranks[name])
+        rows.append((name, *chi_square_uniform(wins), int(wins.sum()), rank_chi2, rank_p, int(ranks[name][0].sum())))
+    columns = ["variant", "first_chi2", "first_p", "first_n", "rank_chi2", "rank_p", "rank_n"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def bias_difference(one: pd.DataFrame, other: pd.DataFrame, seed: int = 0) -> Interval:

@@ -270,5 +270,5 @@ def _effective(hits: Floats, prompt: Ints) -> float:
     share, n = float(hits.mean()), len(hits)
     if share in (0.0, 1.0):
         return float(len(np.unique(prompt)))
-    within = np.bincount(prompt, weights=hits - share)
-    return min(n, share * (1 - share) * n * n / float((within**2).sum()))
+    squares = float((np.bincount(prompt, weights=hits - share) ** 2).sum())
+    return min(n, share * (1 - share) * n * n / squares) if squares > 1e-9 else float(n)

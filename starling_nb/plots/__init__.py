@@ -6,7 +6,15 @@ state, and a notebook shows the one that a cell returns. :func:`save` writes the
 
 from __future__ import annotations
 
-from starling_nb.plots.positions import four_panels, mean_rank_by_position, position_effects
+from starling_nb.plots.comparisons import cures
+from starling_nb.plots.positions import (
+    agreement_by_distance,
+    effects_forest,
+    four_panels,
+    mean_rank_by_position,
+    placements,
+    position_effects,
+)
 from starling_nb.plots.results import composition, mean_rank_by_model, radar, results_table
 from starling_nb.plots.style import PlotError, save, styled
 from starling_nb.plots.training import accuracy_table, before_after, lines, loss_curves, training_curves
@@ -14,13 +22,17 @@ from starling_nb.plots.training import accuracy_table, before_after, lines, loss
 __all__ = [
     "PlotError",
     "accuracy_table",
+    "agreement_by_distance",
     "before_after",
     "composition",
+    "cures",
+    "effects_forest",
     "four_panels",
     "lines",
     "loss_curves",
     "mean_rank_by_model",
     "mean_rank_by_position",
+    "placements",
     "position_effects",
     "radar",
     "results_table",

@@ -85,6 +85,10 @@ class PositionalBias(Common):
     """Ranking prompts compared."""
     real_rankings: str
     """Folder with the authors' raw ranking logs, or empty."""
+    naive_labels: int
+    """Tokens of each cure, in labels by the naive prompt."""
+    worlds: int
+    """Simulated worlds in which cures are compared."""
 
 
 @dataclass(frozen=True)

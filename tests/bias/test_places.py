@@ -68,6 +68,14 @@ def test_placements_are_the_counts_as_shares_with_intervals() -> None:
     np.testing.assert_allclose(again[["low", "high"]], found[["low", "high"]], atol=0.02)
 
 
+def test_placements_where_rows_of_a_prompt_cancel() -> None:
+    """Every prompt once in each order: nothing varies between prompts, and the intervals stay finite."""
+    table = pd.DataFrame({"prompt_id": list("aabb"), "ranking": [[0, 1], [1, 0]] * 2})
+    found = bias.placements(table)
+    assert (found["share"] == 0.5).all()
+    assert ((found["low"] > 0) & (found["high"] < 1)).all()
+
+
 def test_order_test_is_friedman_and_pearson_and_says_no_for_a_fair_judge() -> None:
     table = simulate(120, 0.4 * PLANTED)
     ranks = np.array([np.argsort(row) for row in table["ranking"]])
