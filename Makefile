@@ -51,7 +51,9 @@ format: $(VENV)/.ok
 # The full figures. NAME=reference: the committed laptop run; a claim may fail only where benchmarks/missed.json says
 # why · repeatability: runs repeated, and killed · study: several seeds, hours · sampling_speed: tokens a second by how
 # threads wait · readout_probe: where quality is best read · labelling_scale: 183,000 labels · fault_storm: a judge that
-# fails in every way · kills: labelling killed at random · prompt_scale: duplicates and leaks among 200,000 prompts.
+# fails in every way · kills: labelling killed at random · prompt_scale: duplicates and leaks among 200,000 prompts ·
+# bias_coverage: do the intervals of position effects hold · bias_scale: effects of 183,000 rankings · cures: what each cure
+# of positional bias buys · bias_real_logs: the authors' logs (needs STARLING_NB_REAL_DATA).
 NAME ?= reference
 
 evidence: $(VENV)/.ok

@@ -154,7 +154,7 @@ def _orders(rows: list[Any]) -> tuple[Ints, Ints]:
         wrong = (np.sort(block, axis=1) != np.arange(k)).any(1) if block.shape[1] == k > 1 else np.ones(len(here), bool)
         if wrong.any():
             row = int(here[np.flatnonzero(wrong)[0]])
-            raise BiasError(f"row {row}: {list(rows[row])} is not a ranking of the positions 0 to K - 1")
+            raise BiasError(f"row {row}: {np.asarray(rows[row]).tolist()} is not a ranking of the positions 0 to K - 1")
         order[here, :k] = block.astype(np.intp)
     return order, length
 
