@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import itertools
 import json
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import wraps
@@ -52,6 +53,8 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 9,
 }
 DPI = 150
+LETTERS = 10
+"""Letters of a title to an inch."""
 P = ParamSpec("P")
 
 
@@ -140,7 +143,7 @@ def panels(
     for ax in axes[len(items) :]:
         ax.set_visible(False)
     if title:
-        fig.suptitle(title, x=0.01, ha="left", fontsize=12)
+        fig.suptitle(textwrap.fill(title, int(LETTERS * size[0] * columns)), x=0.01, ha="left", fontsize=12)
     return fig, axes[: len(items)]
 
 
