@@ -116,11 +116,9 @@ def summarize(
     free_covariance = own.T @ own * correction
     wald = float(theta @ np.linalg.pinv(free_covariance, hermitian=True) @ theta)
     effect, covariance = spread_out @ theta, spread_out @ free_covariance @ spread_out.T
-    se, t = np.sqrt(np.diag(covariance)), float(scipy_stats.t.ppf((1 + level) / 2, groups - 1))
-    found = pd.DataFrame({"position": range(free + 1), "effect": effect, "se": se})
     names = table.prompts if len(table.prompts) == groups else range(groups)
     return PositionEffects(
-        effects=found.assign(low=effect - t * se, high=effect + t * se),
+        effects=_with_errors(effect, covariance, groups, level),
         wald=wald,
         df=free,
         p=hotelling_p(wald, free, groups),
@@ -133,6 +131,13 @@ def summarize(
         slope=(float(fitted.theta[-1]), float(np.sqrt(correction * (pull[:, -1] ** 2).sum()))) if slope else None,
         flags=_flags(effect, fitted.theta[free:], groups, len(table)),
     )
+
+
+def _with_errors(effect: Floats, covariance: Floats, groups: int, level: float) -> pd.DataFrame:
+    """``position, effect, se, low, high``, with Student's intervals."""
+    se, t = np.sqrt(np.diag(covariance)), float(scipy_stats.t.ppf((1 + level) / 2, groups - 1))
+    found = pd.DataFrame({"position": range(len(effect)), "effect": effect, "se": se})
+    return found.assign(low=effect - t * se, high=effect + t * se)
 
 
 def hotelling_p(wald: float, df: int, groups: int) -> float:
@@ -160,10 +165,7 @@ def difference(one: PositionEffects, other: PositionEffects, level: float = 0.95
     gap = one.effects["effect"].to_numpy() - other.effects["effect"].to_numpy()
     covariance = pull.T @ pull * groups / (groups - 1)
     wald = float(gap @ np.linalg.pinv(covariance, hermitian=True) @ gap)
-    se, t = np.sqrt(np.diag(covariance)), float(scipy_stats.t.ppf((1 + level) / 2, groups - 1))
-    found = pd.DataFrame(
-        {"position": range(len(gap)), "effect": gap, "se": se, "low": gap - t * se, "high": gap + t * se}
-    )
+    found = _with_errors(gap, covariance, groups, level)
     p = hotelling_p(wald, one.df, groups)
     return PositionEffects(
         found, wald, one.df, p, float(np.ptp(gap)), min(one.n, other.n), groups, "difference", covariance
@@ -207,8 +209,14 @@ def _quality(table: Rankings, rankings: pd.DataFrame | Rankings, quality: str | 
         rows: Sequence[Sequence[float]] = rankings[quality].tolist()
         for row, (numbers, k) in enumerate(zip(rows, table.length, strict=True)):
             if np.size(numbers) != k:
-                raise BiasError(f"row {row} ranks {k} answers but has {np.size(numbers)} numbers in {quality}")
-            values[row, :k] = numbers
+                raise BiasError(
+                    f"row {row} ranks {k} answers but has {np.size(numbers)} numbers in {quality}: give one number "
+                    "an answer"
+                )
+            try:
+                values[row, :k] = np.asarray(numbers, dtype=np.float64).ravel()
+            except (TypeError, ValueError) as error:
+                raise BiasError(f"{quality} should hold one number an answer, not {numbers!r}") from error
     else:
         if quality.shape != values.shape:
             raise BiasError(f"the quality has the shape {quality.shape}, the rankings {values.shape}: they must agree")

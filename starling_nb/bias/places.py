@@ -17,6 +17,7 @@ from scipy import stats as scipy_stats
 
 from starling_nb import files, stats
 from starling_nb.bias.effects import hotelling_p
+from starling_nb.bias.failures import clustered_share
 from starling_nb.bias.tables import BiasError, Floats, Ints, Rankings, named_answers, read
 
 LARGE = 5_000
@@ -151,13 +152,12 @@ def placements(rankings: pd.DataFrame | Rankings, level: float = 0.95) -> pd.Dat
         BiasError: as :func:`first_place_share`.
     """
     table = read(rankings, "prompt_id")
-    rows = []
+    ranks, rows = table.ranks, []
     for position in range(table.width):
         here = table.length > position
         for rank in range(table.width):
-            hit = (table.ranks[here, position] == rank).astype(float)
-            share, worth = float(hit.mean()), _effective(hit, table.prompt[here])
-            rows.append((position, rank, share, *stats.wilson(share, worth, level), int(here.sum())))
+            share = clustered_share(ranks[here, position] == rank, table.prompt[here], level)
+            rows.append((position, rank, share.value, share.low, share.high, int(here.sum())))
     return pd.DataFrame(rows, columns=["position", "rank", "share", "low", "high", "n"])
 
 
@@ -263,12 +263,3 @@ def _large_sample(sums: Floats, prompt: Ints) -> float:
     total = grouped.sum(0)
     wald = float(total @ np.linalg.pinv(grouped.T @ grouped, hermitian=True) @ total)
     return hotelling_p(wald, sums.shape[1] - 1, len(grouped))
-
-
-def _effective(hits: Floats, prompt: Ints) -> float:
-    """What so many 0-or-1 outcomes are worth, in independent ones: Kish's n over the design effect, at most n."""
-    share, n = float(hits.mean()), len(hits)
-    if share in (0.0, 1.0):
-        return float(len(np.unique(prompt)))
-    squares = float((np.bincount(prompt, weights=hits - share) ** 2).sum())
-    return min(n, share * (1 - share) * n * n / squares) if squares > 1e-9 else float(n)

@@ -14,7 +14,7 @@ from scipy import stats as scipy_stats
 
 from starling_nb.bias.effects import PositionEffects, position_effects
 from starling_nb.bias.repeated import repeated_effects
-from starling_nb.bias.tables import BiasError, Floats, Rankings, read, valid
+from starling_nb.bias.tables import BiasError, Rankings, read, valid
 from starling_nb.errors import StarlingError
 
 UNEVEN, SETTLED = 1e-3, 5
@@ -145,18 +145,9 @@ class Group:
             return repeated_effects(self.ranked)
         if "models" not in self.rows.columns:
             raise BiasError("there is no column models, so that positions cannot be told from models")
-        values = self._qualities() if estimate == "conditional" else None
-        return position_effects(self.table, quality=values, top=1 if estimate == "top-1" else None)
-
-    def _qualities(self) -> Floats:
-        """The quality column as ``[n, K]``."""
-        values = np.zeros(self.table.order.shape)
-        for row, (numbers, k) in enumerate(zip(self.ranked[self.quality], self.table.length, strict=True)):
-            try:
-                values[row, :k] = np.asarray(numbers, dtype=np.float64).reshape(k)
-            except (TypeError, ValueError) as error:
-                raise BiasError(f"{self.quality} should hold one number an answer, not {numbers!r}") from error
-        return values
+        if estimate == "conditional":
+            return position_effects(self.ranked, quality=self.quality)
+        return position_effects(self.table, top=1 if estimate == "top-1" else None)
 
 
 def evenness(table: Rankings) -> tuple[float, list[str]]:

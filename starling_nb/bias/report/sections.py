@@ -13,7 +13,7 @@ from starling_nb import files, stats
 from starling_nb.bias.effects import difference
 from starling_nb.bias.failures import clustered_share, invalid_rates
 from starling_nb.bias.panels import bias_difference
-from starling_nb.bias.places import mean_rank, order_test
+from starling_nb.bias.places import mean_rank, order_test, placements
 from starling_nb.bias.reliability import agreement
 from starling_nb.bias.report.findings import Group, Section, chance, gather
 from starling_nb.bias.tables import BiasError, Floats, Rankings
@@ -108,16 +108,8 @@ def places(groups: Sequence[Group]) -> Section:
 
 
 def placed(group: Group) -> pd.DataFrame:
-    """``position, rank, share, low, high, n, fair``: how likely each rank is at each position, clustered by prompt."""
-    table, chances = group.table, _fair(group.table, "placements")
-    ranks, rows = table.ranks, []
-    for position in range(table.width):
-        here = table.length > position
-        for rank in range(table.width):
-            share = clustered_share(ranks[here, position] == rank, table.prompt[here])
-            ends = (share.value, share.low, share.high)
-            rows.append((position, rank, *ends, int(here.sum()), chances[position, rank]))
-    return pd.DataFrame(rows, columns=["position", "rank", "share", "low", "high", "n", "fair"])
+    """:func:`starling_nb.bias.placements`, and beside each share the ``fair`` one."""
+    return placements(group.table).assign(fair=_fair(group.table, "placements").ravel())
 
 
 def _fair(table: Rankings, what: str) -> Floats:
