@@ -54,7 +54,8 @@ WORLDS: dict[str, dict[str, Any]] = {
 TOLD = ("position_effect", "truth_tau", "accuracy", "equivalent_share", "share_of_random", "scale", "tilt")
 """Metrics that are kept of the worlds."""
 DEPTH, READOUT = 16, "mean"  # where profiles/laptop.toml reads the embedded model
-DIMENSIONS, RIDGE = 128, 10.0  # principal directions; nats a squared weight: chosen on validation prompts, fair and random order
+DIMENSIONS, RIDGE = 128, 10.0
+"""Principal directions; nats a squared weight. Chosen on validation prompts, by the fair and the random-order arm."""
 FIRST, LAST = "fixed order, better models first", "fixed order, better models last"
 MODEL_ARMS: dict[str, Cure] = {
     FAIR: CURES[RANDOM],
