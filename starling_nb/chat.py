@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
+TEMPLATES = ("own", "openchat", "llama2", "yi")
 
 
 class ChatError(StarlingError):
@@ -42,22 +43,26 @@ class ChatFormat:
     Args:
         tokenizer: a Hugging Face tokenizer.
         template: ``"own"`` (the tokenizer's chat template), ``"openchat"`` (``GPT4 Correct User: …``, OpenChat 3.5
-            model card) or ``"llama2"`` (``[INST] … [/INST] …``, without a system block, as Starling-RM-7B reads it).
+            model card), ``"llama2"`` (``[INST] … [/INST] …``, without a system block, as Starling-RM-7B reads it) or
+            ``"yi"`` (the ChatML text of Yi-34B-Chat, see :func:`yi_text`).
     """
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "own") -> None:
-        if template not in ("own", "openchat", "llama2"):
-            raise ChatError(f"unknown chat template {template!r}: choose own, openchat or llama2")
+        if template not in TEMPLATES:
+            raise ChatError(f"unknown chat template {template!r}: choose one of {', '.join(TEMPLATES)}")
         if template == "own" and not getattr(tokenizer, "chat_template", None):
-            raise ChatError("this tokenizer has no chat template of its own: choose openchat or llama2")
+            raise ChatError("this tokenizer has no chat template of its own: choose openchat, llama2 or yi")
         self.tokenizer: Any = tokenizer
         self.template = template
-        end = "<|end_of_turn|>" if template == "openchat" else tokenizer.eos_token
+        end = {"openchat": "<|end_of_turn|>", "yi": "<|im_end|>"}.get(template, tokenizer.eos_token)
         vocabulary = tokenizer.get_vocab()
+        marks = ["<|im_start|>"] if template == "yi" else []
         if end not in vocabulary:
             raise ChatError(f"this tokenizer has no end-of-turn token {end!r}: choose the template of its model")
+        if any(mark not in vocabulary for mark in marks):
+            raise ChatError("this tokenizer has no token '<|im_start|>': choose the template of its model")
         self.eos_id = vocabulary[end]
-        self._controls = list(dict.fromkeys([token for token in tokenizer.all_special_tokens if token] + [end]))
+        self._controls = list(dict.fromkeys([token for token in tokenizer.all_special_tokens if token] + [end, *marks]))
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation up to and including the open assistant turn.
@@ -91,8 +96,8 @@ class ChatFormat:
         if self.template == "own" or not answer:
             plain: list[int] = self.tokenizer(answer, add_special_tokens=False)["input_ids"]
             return plain
-        mark = ":" if self.template == "openchat" else "]"
-        before, joined = self.tokenizer([mark, f"{mark} {answer}"], add_special_tokens=False)["input_ids"]
+        mark, space = {"openchat": (":", " "), "llama2": ("]", " "), "yi": ("\n", "")}[self.template]
+        before, joined = self.tokenizer([mark, f"{mark}{space}{answer}"], add_special_tokens=False)["input_ids"]
         if joined[: len(before)] != before:
             raise ChatError(f"this tokenizer joins {mark!r} with the answer's first word: use its own template")
         rest: list[int] = joined[len(before) :]
@@ -112,7 +117,7 @@ class ChatFormat:
         if self.template == "own":
             text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
             return text
-        return openchat_text(messages) if self.template == "openchat" else llama2_text(messages)
+        return {"openchat": openchat_text, "llama2": llama2_text, "yi": yi_text}[self.template](messages)
 
     def _check(self, messages: Sequence[Message]) -> None:
         roles = [message["role"] for message in messages]
@@ -155,6 +160,12 @@ def llama2_text(messages: Sequence[Message]) -> str:
         mark = f"[INST] {message['content']} [/INST]"
         parts.append(mark if message["role"] == "user" else f" {message['content']}</s> ")
     return "".join(parts)
+
+
+def yi_text(messages: Sequence[Message]) -> str:
+    """ChatML text of Yi-34B-Chat with an open assistant turn; the answer follows the line break without a space."""
+    turns = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
+    return turns + "<|im_start|>assistant\n"
 
 
 def nectar_text(messages: Sequence[Message]) -> str:

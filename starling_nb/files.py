@@ -6,6 +6,7 @@ either the old file or none.
 
 from __future__ import annotations
 
+import gzip
 import hashlib
 import json
 import os
@@ -91,16 +92,17 @@ def write_jsonl(path: Path, rows: Iterable[Any]) -> None:
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """Read one JSON value a line; empty lines are passed over.
+    """Read one JSON value a line, unzipped where the name ends with ``.gz``; empty lines are passed over.
 
     Raises:
         StarlingError: the file is missing, or a line is not JSON (the message names the line).
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        lines = content.decode("utf-8").split("\n")  # not splitlines: a JSON text may hold other line separators
     except FileNotFoundError as error:
         raise StarlingError(f"{path} is missing: restore it (git checkout) or rerun the stage that makes it") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, EOFError, UnicodeDecodeError) as error:
         raise StarlingError(f"{path} cannot be read ({error}): restore it or rerun the stage that makes it") from error
     rows = []
     for number, line in enumerate(lines, 1):

@@ -10,7 +10,7 @@ import pandas as pd
 from starling_nb import files, rubric
 from starling_nb.models import LM, sample
 from starling_nb.nectar.dataset import Candidates
-from starling_nb.reward import RewardModel, training
+from starling_nb.reward import RewardModel, scoring, training
 from starling_nb.reward.comparisons import of_rows
 
 
@@ -31,9 +31,9 @@ def show_answers(item: Candidates) -> pd.DataFrame:
 def learn(lm: LM, rows: Sequence[Mapping[str, Any]], seed: int) -> tuple[RewardModel, list[float]]:
     """Train the last block and a score head on a few rankings; the reward model and its losses."""
     recipe = training.Recipe(trainable="last:1", epochs=6, batch=len(rows), lr=3e-4, head_lr=3e-3, seed=seed)
-    prepared = training.prepare(lm, of_rows(rows), recipe.trainable)
-    scorer, history, _ = training.train(lm, prepared, recipe)
-    return training.assemble(lm, scorer), [record["loss"] for record in history]
+    prepared = scoring.prepare(lm, of_rows(rows), recipe.trainable)
+    trained, history, _ = training.train(lm, prepared, recipe)
+    return scoring.assemble(lm, trained), [record["loss"] for record in history]
 
 
 def best_answers(

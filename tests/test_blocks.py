@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import toy
-from starling_nb.blocks import Top, first_trainable, trunk_states
+from starling_nb.blocks import Top, Trainable, first_trainable, trunk_states
 from starling_nb.errors import StarlingError
 
 
@@ -62,3 +62,57 @@ def test_training_a_top_leaves_the_decoder_alone_until_it_is_written_back() -> N
             states, position_ids=positions, position_embeddings=decoder.rotary_emb(states, positions)
         )
         assert torch.allclose(decoder.norm(hidden), top(states, positions), atol=1e-5)
+
+
+def test_what_learns_is_read_from_one_word() -> None:
+    assert Trainable.parse("last:4", 30) == Trainable(26, 30)
+    assert Trainable.parse("blocks:8-11", 30) == Trainable(8, 12)
+    assert Trainable.parse("blocks:0-0", 1) == Trainable(0, 1)
+    assert Trainable.parse("lora:16", 30) == Trainable(0, 30, rank=16)
+    assert Trainable.parse("full", 30) == Trainable(0, 30, embeddings=True)
+    for wrong in ("blocks:4-3", "blocks:0-30", "blocks:3", "lora:0", "lora", "Full", "head", ""):
+        with pytest.raises(StarlingError, match="write last:k"):
+            Trainable.parse(wrong, 30)
+
+
+def learn(top: Top, hidden: torch.Tensor) -> torch.Tensor:
+    """One plain gradient step on what learns; the states after it."""
+    positions = torch.arange(hidden.shape[1])[None]
+    top.zero_grad()
+    (top(hidden, positions) * torch.linspace(-1, 1, 32)).sum().backward()
+    with torch.no_grad():
+        for parameter in top.parameters():
+            if parameter.requires_grad:
+                assert parameter.grad is not None
+                parameter -= 0.05 * parameter.grad
+        return top(hidden, positions)
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+@pytest.mark.parametrize(
+    ("trainable", "changes"),
+    [("blocks:1-1", ("layers.1.", "norm.")), ("full", ("layers.", "norm.", "embed_tokens.")), ("lora:2", ("layers.",))],
+)
+def test_what_learns_is_what_changes_and_it_can_be_written_back(
+    family: str, trainable: str, changes: tuple[str, ...]
+) -> None:
+    decoder = toy.lm(family).model.model
+    before = toy.weights(decoder)
+    part = Trainable.parse(trainable, 3)
+    top = Top(decoder, part)
+    ids = torch.randint(3, 60, (1, 7), generator=torch.Generator().manual_seed(4))
+    hidden = ids if part.embeddings else trunk_states(decoder, ids, torch.arange(7)[None], None, part.start).clone()
+    with torch.no_grad():
+        start = decoder(input_ids=ids).last_hidden_state
+        torch.testing.assert_close(top(hidden, torch.arange(7)[None]), start, rtol=1e-5, atol=1e-5)
+    learn(top, hidden)
+    after = learn(top, hidden)
+    assert not torch.allclose(after, start, atol=1e-3)
+    assert toy.changed(before, decoder) == set()
+    top.write_into(decoder)
+    moved = toy.changed(before, decoder)
+    assert moved
+    assert all(name.startswith(changes) for name in moved)
+    assert {prefix for prefix in changes if any(name.startswith(prefix) for name in moved)} == set(changes)
+    with torch.no_grad():
+        torch.testing.assert_close(decoder(input_ids=ids).last_hidden_state, after, rtol=1e-4, atol=1e-4)

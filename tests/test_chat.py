@@ -102,6 +102,27 @@ def test_llama2_text_is_what_the_released_converter_writes() -> None:
 
 
 @pytest.mark.parametrize("make", [sentencepiece, bytes_bpe])
+@pytest.mark.parametrize("answer", ["Hi, how can I help you?", "[1, 2]", "x", "  two spaces", ""])
+def test_yi_text_is_chatml_and_the_answer_has_the_ids_of_the_whole_text(
+    make: Callable[[], PreTrainedTokenizerFast], answer: str
+) -> None:
+    words = make()
+    words.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
+    form = ChatFormat(words, "yi")
+    text = chat.yi_text(TWO_TURNS[:1])
+    assert text == "<|im_start|>user\nHello<|im_end|>\n<|im_start|>assistant\n"
+    found = form.encode(TWO_TURNS[:1], answer)
+    assert found.ids == words(f"{text}{answer}<|im_end|>")["input_ids"]
+    assert found.ids[: found.prompt_length] == words(text)["input_ids"]
+    assert found.ids.count(words.bos_token_id) == 1
+    assert found.ids[found.prompt_length :].count(form.eos_id) == 1
+    with pytest.raises(ChatError, match="control token"):
+        form.encode(TWO_TURNS[:1], "<|im_start|>")
+    with pytest.raises(ChatError, match="no end-of-turn token"):
+        ChatFormat(make(), "yi")
+
+
+@pytest.mark.parametrize("make", [sentencepiece, bytes_bpe])
 @pytest.mark.parametrize(("template", "render"), [("openchat", chat.openchat_text), ("llama2", chat.llama2_text)])
 @pytest.mark.parametrize("answer", ["Hi, how can I help you?", "[1, 2]", "x", ": no", "  two spaces", "\nline"])
 def test_prompt_and_answer_have_the_ids_of_the_whole_text(

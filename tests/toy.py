@@ -10,12 +10,13 @@ import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
 
+from starling_nb import chat
 from starling_nb.chat import ChatFormat, Encoded, Message
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.reward import RewardModel
+from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.model import Reading
-from starling_nb.reward.training import Comparison
 
 FAMILIES = {"llama": LlamaConfig, "mistral": MistralConfig, "qwen2": Qwen2Config}
 TEMPLATE = (
@@ -97,6 +98,22 @@ def comparisons(k: Sequence[int] = (4, 4, 3, 5)) -> list[Comparison]:
         names = [f"m{i}" for i in range(answers)]
         found.append(Comparison(f"c{n}", user(QUESTIONS[n % len(QUESTIONS)]), texts, names, ranks))
     return found
+
+
+NAMES = ["smollm2-cool", "smollm2-brief", "writer-cut", "writer-reference"]
+
+
+def row(question: str, best_first: list[str] = NAMES) -> dict[str, Any]:
+    """A Nectar row whose answers stand in rank order; the answer's words are its place."""
+    answers = [
+        {"answer": " ".join(["word"] * (rank + 2)) + f" {name}", "model": name, "rank": float(rank)}
+        for rank, name in enumerate(best_first, 1)
+    ]
+    prompt = chat.nectar_text(user(question))
+    return {"prompt": prompt, "answers": answers, "turns": 1, "num_responses": 4, "source": ["x"], "good_natured": True}
+
+
+ROWS = [row(f"question {i}?", NAMES if i % 3 else NAMES[::-1]) for i in range(40)]
 
 
 def weights(module: Any) -> dict[str, torch.Tensor]:

@@ -18,7 +18,8 @@ from starling_nb import files, losses
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, collate
-from starling_nb.reward.training import Comparison, Prepared
+from starling_nb.reward.comparisons import Comparison
+from starling_nb.reward.scoring import Prepared
 
 Report = Callable[[int, int, dict[str, float]], None]
 
@@ -84,7 +85,7 @@ def tune(
 ) -> tuple[Hydra, list[dict[str, float]]]:
     """Train the top blocks with DPO and write them into ``lm``; one record a step: loss, margin, accuracy.
 
-    ``prepared`` are the :func:`pairs`, after :func:`starling_nb.reward.training.prepare`, in the order of training.
+    ``prepared`` are the :func:`pairs`, after :func:`starling_nb.reward.scoring.prepare`, in the order of training.
 
     Raises:
         StarlingError: the loss is not a number.

@@ -21,7 +21,7 @@ from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
 from starling_nb.reward import RewardModel
 from starling_nb.reward.comparisons import of_rows
-from starling_nb.reward.training import prepare
+from starling_nb.reward.scoring import prepare
 
 Named = Callable[[str], Callable[[int, int, dict[str, float]], None]]
 ONLINE: tuple[Literal["apa", "ppo", "p3o"], ...] = ("apa", "ppo", "p3o")

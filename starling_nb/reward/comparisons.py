@@ -1,25 +1,35 @@
-"""Comparisons for reward training and the table that says what the scores are worth."""
+"""Ranked comparisons, as reward training reads them: from Nectar rows, split by prompt, faulty answers left out."""
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import torch
 
-from starling_nb import chat
-from starling_nb.chat import ChatFormat
-from starling_nb.models import LM
+from starling_nb import chat, files
+from starling_nb.chat import ChatError, ChatFormat, Message
+from starling_nb.errors import StarlingError
 from starling_nb.nectar import prompts
-from starling_nb.reward import metrics
-from starling_nb.reward.model import RewardModel
-from starling_nb.reward.packing import pack
-from starling_nb.reward.training import Comparison
-from starling_nb.stats import Interval, paired_difference
 
-Scores = Sequence[Sequence[float]]
+
+class ComparisonError(StarlingError):
+    """Rankings from which nothing can be learned."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One prompt with K answers and their ranks (1.0 best, equal for ties), as a Nectar row holds them."""
+
+    prompt_id: str
+    messages: list[Message]
+    answers: list[str]
+    responders: list[str]
+    ranks: list[float]
 
 
 def of_rows(rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
@@ -40,17 +50,131 @@ def of_rows(rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
     return found
 
 
-def without(comparison: Comparison, responders: Sequence[str]) -> Comparison:
-    """A comparison less the answers of some responders; the other ranks close up."""
-    kept = [i for i, name in enumerate(comparison.responders) if name not in responders]
-    ranks = np.argsort(np.argsort([comparison.ranks[i] for i in kept])) + 1.0
-    return Comparison(
-        comparison.prompt_id,
-        comparison.messages,
-        [comparison.answers[i] for i in kept],
-        [comparison.responders[i] for i in kept],
-        ranks.tolist(),
+def load(path: Path) -> list[Comparison]:
+    """Comparisons of a file in Nectar's schema (parquet, or JSON lines that may be gzipped), K as it comes.
+
+    Of every answer ``answer``, ``model`` and ``rank`` are read; ranks may tie.
+
+    Raises:
+        ComparisonError: no such file, another format, or a row that lacks a field; the message says which.
+    """
+    if not path.is_file():
+        raise ComparisonError(f"{path} does not exist: give a file in Nectar's schema (parquet or JSON lines)")
+    rows = _read(path)
+    for number, row in enumerate(rows):
+        if fault := _fault(row):
+            raise ComparisonError(f"{path}, row {number}: {fault}")
+    if not rows:
+        raise ComparisonError(f"{path} holds no rows: there is nothing to compare")
+    return of_rows(rows)
+
+
+def _read(path: Path) -> list[dict[str, Any]]:
+    if path.suffix == ".parquet":
+        import pyarrow.parquet as pq
+
+        try:
+            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+        except Exception as error:
+            raise ComparisonError(f"{path} is no readable parquet file: {error}") from error
+        return rows
+    if path.name.endswith((".jsonl", ".jsonl.gz")):
+        return files.read_jsonl(path)
+    raise ComparisonError(f"{path.name}: give .parquet, .jsonl or .jsonl.gz")
+
+
+def _fault(row: Mapping[str, Any]) -> str | None:
+    """What a row lacks to be a comparison."""
+    prompt, answers = row.get("prompt"), row.get("answers")
+    if not isinstance(prompt, str) or not isinstance(answers, list):
+        return "it needs a prompt (text) and answers (a list of answer, model, rank)"
+    try:
+        chat.from_nectar_text(prompt)
+    except ChatError as error:
+        return str(error)
+    for answer in answers:
+        rank = answer.get("rank") if isinstance(answer, Mapping) else None
+        if not isinstance(rank, int | float) or not math.isfinite(rank):
+            return "every answer needs a rank that is a finite number"
+        if not isinstance(answer.get("answer"), str) or not isinstance(answer.get("model"), str):
+            return "every answer needs its text (answer) and who gave it (model)"
+    return None
+
+
+def only(comparison: Comparison, kept: Sequence[int]) -> Comparison:
+    """A comparison with some of its answers (places); the other ranks close up, ties stay ties."""
+    ranks = [comparison.ranks[i] for i in kept]
+    return replace(
+        comparison,
+        answers=[comparison.answers[i] for i in kept],
+        responders=[comparison.responders[i] for i in kept],
+        ranks=[1.0 + sum(other < rank for other in ranks) for rank in ranks],
     )
+
+
+def without(comparison: Comparison, responders: Sequence[str]) -> Comparison:
+    """A comparison less the answers of some responders."""
+    return only(comparison, [i for i, name in enumerate(comparison.responders) if name not in responders])
+
+
+def usable(
+    comparisons: Sequence[Comparison], form: ChatFormat, limit: int = 2048
+) -> tuple[list[Comparison], dict[str, int]]:
+    """Leave out what nothing can be learned from, and count it.
+
+    Answers go when they are empty, repeat an earlier answer to the same prompt, cannot be written as a conversation (a
+    control token in the text) or leave no room for a prompt within ``limit`` tokens; comparisons when their prompt
+    cannot be written, or fewer than two answers of different rank remain.
+
+    Args:
+        comparisons: as read.
+        form: how the reward model reads conversations.
+        limit: positions a prompt with an answer may take.
+
+    Returns:
+        What is left, and the number left out by reason.
+
+    Raises:
+        ComparisonError: nothing is left.
+    """
+    found, dropped = [], Counter[str]()
+    for comparison in comparisons:
+        try:
+            form.prompt_ids(comparison.messages)
+        except ChatError:
+            dropped["prompt that cannot be written"] += 1
+            continue
+        kept: list[int] = []
+        for place, answer in enumerate(comparison.answers):
+            earlier = [comparison.answers[i].strip() for i in kept]
+            fault = _answer_fault(form, comparison.messages, answer, earlier, limit)
+            if fault:
+                dropped[fault] += 1
+            else:
+                kept.append(place)
+        left = comparison if len(kept) == len(comparison.answers) else only(comparison, kept)
+        if len(set(left.ranks)) < 2:
+            dropped["fewer than two answers of different rank"] += 1
+        else:
+            found.append(left)
+    if not found:
+        told = ", ".join(f"{count} × {reason}" for reason, count in dropped.items()) or "none were given"
+        raise ComparisonError(f"no comparison can be used ({told}): look at the data, or raise the limit of {limit}")
+    return found, dict(dropped)
+
+
+def _answer_fault(
+    form: ChatFormat, messages: Sequence[Message], answer: str, earlier: Sequence[str], limit: int
+) -> str | None:
+    if not answer.strip():
+        return "empty answer"
+    if answer.strip() in earlier:
+        return "repeated answer"
+    try:
+        encoded = form.encode(messages, answer)
+    except ChatError:
+        return "answer with a control token"
+    return "answer longer than the window" if encoded.answer_length + 2 > limit else None
 
 
 def split(rows: Sequence[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, list[Comparison]]:
@@ -62,124 +186,10 @@ def split(rows: Sequence[Mapping[str, Any]], held_out: Sequence[str]) -> dict[st
     return parts
 
 
-def packing_saves(chat_format: ChatFormat, comparisons: Sequence[Comparison]) -> float:
-    """How many times more tokens one sequence an answer would take than packed comparisons do."""
-    packed = separate = 0
-    for comparison in comparisons:
-        one = pack(chat_format, comparison.messages, comparison.answers)
-        packed += len(one.ids)
-        separate += int((one.positions[one.ends] + 1).sum())
-    return separate / packed
-
-
-@torch.no_grad()
-def packing_check(lm: LM, comparison: Comparison, readout: str = "last_token") -> tuple[list[float], list[float]]:
-    """Scores of one comparison, packed and one by one, under a fixed random head, float32."""
-    import copy
-
-    from starling_nb.blocks import run_blocks
-
-    transformer: Any = copy.deepcopy(lm.model.model).float()
-    head = torch.randn(1, transformer.config.hidden_size, generator=torch.Generator().manual_seed(0)) / 24
-    model = RewardModel(transformer, lm.chat, head, readout)
-    one = pack(lm.chat, comparison.messages, comparison.answers)
-    states = transformer.embed_tokens(one.ids[None])
-    states = run_blocks(transformer, states, one.positions[None], one.mask(), 0, len(transformer.layers))
-    packed = model.v_head(one.readout(readout) @ transformer.norm(states)[0])[:, 0].tolist()
-    conversations = [[*comparison.messages, {"role": "assistant", "content": answer}] for answer in comparison.answers]
-    return packed, model.score(conversations)
-
-
-def offsets(comparisons: Sequence[Comparison], scores: Scores) -> dict[str, float]:
+def offsets(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> dict[str, float]:
     """Mean score of the data set's answers to each prompt, by prompt key.
 
     The K-wise likelihood is the same for scores shifted by any constant per prompt; taking this mean off makes scores
     of different prompts comparable.
     """
     return {c.prompt_id: float(np.mean(values)) for c, values in zip(comparisons, scores, strict=True)}
-
-
-def baselines(train: Sequence[Comparison], test: Sequence[Comparison]) -> dict[str, Scores]:
-    """Scores of the test comparisons by methods that know nothing of content."""
-    surface = metrics.fit_surface(train)
-    return {"longest": [metrics.longest(c) for c in test], "surface": [surface(c) for c in test]}
-
-
-def kinds(table: pd.DataFrame, held_out: Sequence[str]) -> dict[str, pd.DataFrame]:
-    """Pairs by kind: all, those with a held-out responder, and two samples of the embedded model of like length."""
-    better, worse = table.responder_better, table.responder_worse
-    held = table[better.isin(held_out) | worse.isin(held_out)]
-    same = table[better.str.startswith("smollm2") & worse.str.startswith("smollm2")]
-    return {
-        "all pairs": table,
-        "held-out responders": held,
-        "same model": same,
-        "same model, same length": metrics.length_matched(same),
-    }
-
-
-def scoreboard(test: Sequence[Comparison], scores: Mapping[str, Scores], held_out: Sequence[str]) -> pd.DataFrame:
-    """Every method on every kind of pair and on whole rankings: method, metric, value, low, high, n."""
-    rows = []
-    for method, values in scores.items():
-        for kind, part in kinds(metrics.pairs(test, values), held_out).items():
-            if len(part):
-                found = metrics.mean_interval(part.right, part.prompt_id)
-                rows.append({"method": method, "metric": kind, **vars(found)})
-        for metric, found in metrics.evaluate(test, values).items():
-            if metric != "pairwise_accuracy":
-                rows.append({"method": method, "metric": metric, **vars(found)})
-    table = pd.DataFrame(rows)
-    table["metric"] = table.metric.replace(NAMES)
-    return table
-
-
-NAMES = {
-    "all pairs": "pairwise_accuracy",
-    "held-out responders": "held_out_responders",
-    "same model": "same_model",
-    "same model, same length": "same_model_same_length",
-}
-
-
-def of_pairs(table: pd.DataFrame) -> pd.DataFrame:
-    """The scoreboard's accuracies on the kinds of pairs, without the figures of whole rankings."""
-    return table[table.metric.isin(list(NAMES.values()))]
-
-
-def cell(table: pd.DataFrame, method: str, kind: str) -> Interval:
-    """One cell of the scoreboard."""
-    row = table[(table.method == method) & (table.metric == NAMES.get(kind, kind))].iloc[0]
-    return Interval(float(row.value), float(row.low), float(row.high), int(row.n))
-
-
-def lead(
-    test: Sequence[Comparison],
-    scores: Mapping[str, Scores],
-    ours: str,
-    rival: str,
-    kind: str,
-    held: Sequence[str],
-) -> Interval:
-    """Accuracy of one method minus another's on one kind of pair, paired, interval over prompts."""
-    mine = kinds(metrics.pairs(test, scores[ours]), held)[kind]
-    theirs = kinds(metrics.pairs(test, scores[rival]), held)[kind]
-    return paired_difference(mine.right, theirs.right, clusters=mine.prompt_id)
-
-
-def relative_loss(history: pd.DataFrame) -> pd.DataFrame:
-    """Training losses divided by each method's first value, so that two losses fit one axis."""
-    first = history.groupby("method").loss.transform("first")
-    return history.assign(loss=history.loss / first)
-
-
-def leads(
-    test: Sequence[Comparison], scores: Mapping[str, Scores], held: Sequence[str]
-) -> list[tuple[str, str, Interval]]:
-    """The K-wise model's lead over each baseline on each kind of pair that is claimed: name, text, interval."""
-    found = []
-    for kind in ("all pairs", "held-out responders", "same model, same length"):
-        for rival in ("longest", "surface"):
-            gap = lead(test, scores, "k_wise", rival, kind, held)
-            found.append((f"beats_{rival}.{NAMES[kind]}", f"K-wise reward - {rival} baseline, accuracy, {kind}", gap))
-    return found

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize, stats
 
-from starling_nb.reward.training import Comparison
+from starling_nb.reward.comparisons import Comparison
 from starling_nb.stats import Interval, mean_interval
 
 REFUSAL = re.compile(r"\b(can(?:no|')t help|cannot|can't|won't|unable to|not able to|sorry)\b", re.IGNORECASE)

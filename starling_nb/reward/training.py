@@ -1,7 +1,7 @@
-"""Train a reward model on ranked comparisons, K-wise or pairwise, over a trunk that is computed once.
+"""Train a reward model on ranked comparisons, K-wise or pairwise.
 
-Only the top blocks and the head learn. Both losses start from the same weights and see the same packed comparisons
-in the same order, so their difference is the loss.
+All losses start from the same weights and see the same packed comparisons in the same order, so their difference is
+the loss. One small loop: a step takes ``batch`` comparisons, in rows of ``row_tokens``; several processes share a step.
 """
 
 from __future__ import annotations
@@ -13,30 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from accelerate import Accelerator
-from torch import Tensor, nn
+from torch import Tensor
 
 from starling_nb import files, losses
-from starling_nb.blocks import Top, first_trainable, trunk_states
-from starling_nb.chat import ChatFormat, Message
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
-from starling_nb.reward.model import RewardModel
-from starling_nb.reward.packing import Packed, pack
+from starling_nb.reward.packing import rows
+from starling_nb.reward.scoring import Prepared, Report, Scorer, fresh, score_row
 
-Report = Callable[[int, int, dict[str, float]], None]
 LOSSES: tuple[Literal["k_wise"], Literal["pairwise"]] = ("k_wise", "pairwise")
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One prompt with K answers and their ranks (1.0 best), as a Nectar row holds them."""
-
-    prompt_id: str
-    messages: list[Message]
-    answers: list[str]
-    responders: list[str]
-    ranks: list[float]
 
 
 @dataclass(frozen=True)
@@ -44,54 +29,33 @@ class Recipe:
     """How a reward model is trained; defaults are those of the embedded run."""
 
     loss: Literal["k_wise", "pairwise"] = "k_wise"
+    """Whole rankings (Plackett-Luce) or all pairs (Bradley-Terry)."""
+    ties: str = "efron"
+    """How the K-wise loss reads equal ranks: efron, breslow or average; a pairwise loss leaves such pairs out."""
     lr: float = 1e-4
+    """Of the blocks, AdamW; the published 7B used 1e-5 for all of it."""
     head_lr: float = 1e-3
+    """Of the score head."""
     epochs: int = 2
+    """Passes over the comparisons; the published 7B was kept after 0.9."""
     batch: int = 6
+    """Comparisons a step, over all processes; the published 7B took about 104."""
     trainable: str = "last:4"
+    """What learns: last:k, blocks:a-b, lora:r or full (as published)."""
     readout: str = "last_token"
+    """Where the score is read: last_token (as published), mean or both."""
     weight_decay: float = 0.01
+    """AdamW weight decay."""
     warmup: float = 0.1
+    """Share of the steps in which the rates rise."""
+    row_tokens: int = 2048
+    """Tokens computed at a time; more is faster and takes more memory."""
+    checkpointing: bool = False
+    """Compute inner states again in the backward pass: less memory, a third more time."""
+    save_every: int = 10
+    """Steps between checkpoints."""
     seed: int = 0
-
-
-class Scorer(nn.Module):
-    """The trainable part: top blocks and the head, from packed trunk states to the K scores."""
-
-    def __init__(self, top: Top, readout: str = "last_token") -> None:
-        super().__init__()
-        self.top, self.readout = top, readout
-        self.v_head = nn.Linear(top.norm.weight.shape[0], 1, bias=False)
-        nn.init.zeros_(self.v_head.weight)
-
-    def forward(self, hidden: Tensor, positions: Tensor, mask: Tensor, packed: Packed) -> Tensor:
-        """Scores ``[K]`` of one packed comparison of T tokens with states ``[1, T, width]``."""
-        states = self.top(hidden, positions, mask)[0].float()
-        scores: Tensor = self.v_head(packed.readout(self.readout).to(states.device) @ states)[:, 0]
-        return scores
-
-
-@dataclass
-class Prepared:
-    """A comparison after the frozen trunk: states ``[T, width]``, its packing and its ranks ``[K]``."""
-
-    states: Tensor
-    packed: Packed
-    ranks: Tensor
-
-
-def prepare(lm: LM, comparisons: Sequence[Comparison], trainable: str, report: Report | None = None) -> list[Prepared]:
-    """Pack every comparison and run the frozen trunk over it, once for all losses and epochs."""
-    decoder: Any = lm.model.model
-    start = first_trainable(trainable, len(decoder.layers))
-    prepared = []
-    for number, comparison in enumerate(comparisons, 1):
-        packed = pack(lm.chat, comparison.messages, comparison.answers)
-        states = trunk_states(decoder, packed.ids[None], packed.positions[None], packed.mask(), start)[0]
-        prepared.append(Prepared(states.clone(), packed, torch.tensor(comparison.ranks)))
-        if report is not None:
-            report(number, len(comparisons), {"tokens": float(len(packed.ids))})
-    return prepared
+    """Of the order."""
 
 
 def train(
@@ -104,52 +68,41 @@ def train(
 ) -> tuple[Scorer, list[dict[str, float]], int]:
     """Train and return the scorer, one record a step (step, loss, lr) and the step it was resumed from.
 
-    With ``checkpoint`` the state is written every 10 steps and a restarted call goes on from there, bit for bit.
+    With ``checkpoint`` the state is written every ``save_every`` steps and a restarted call goes on from there, bit for
+    bit. Under ``accelerate launch`` the processes share every step and end with the same weights.
 
     Raises:
-        StarlingError: no comparisons, a loss that is not a number, or scores that are all the same after the first
-            epoch (nothing was learned).
+        StarlingError: no comparisons, a checkpoint of another run, a loss that is not a number, or scores that are all
+            the same after the first epoch (nothing was learned).
     """
     if not prepared:
         raise StarlingError("there is nothing to train on: no comparisons were given")
     torch.manual_seed(recipe.seed)
     accelerator = lm.accelerator()
-    decoder: Any = lm.model.model
-    scorer: Any = Scorer(Top(decoder, first_trainable(recipe.trainable, len(decoder.layers))), recipe.readout).to(
-        lm.device
-    )
-    optimizer: Any = torch.optim.AdamW(
-        [
-            {"params": scorer.top.parameters(), "lr": recipe.lr},
-            {"params": scorer.v_head.parameters(), "lr": recipe.head_lr},
-        ],
-        betas=(0.9, 0.95),
-        weight_decay=recipe.weight_decay,
-        fused=True,
-    )
+    scorer: Any = fresh(lm, recipe.trainable, recipe.readout, recipe.checkpointing)
+    optimizer: Any = _optimizer(scorer, recipe)
     base = [group["lr"] for group in optimizer.param_groups]
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
+    plain: Scorer = accelerator.unwrap_model(scorer)
     order = _order(len(prepared), recipe)
-    history: list[dict[str, float]] = []
-    resumed = _restore(checkpoint, scorer, optimizer, history)
+    state = _State(checkpoint, plain, optimizer, _fingerprint(recipe, prepared))
+    history, resumed = state.history, state.restore()
     for step in range(resumed, len(order)):
         scale = _schedule(step, len(order), recipe.warmup)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * scale
-        loss, spread = _gradient(accelerator, scorer, [prepared[i] for i in order[step]], recipe.loss)
-        if not math.isfinite(loss):
-            raise StarlingError(f"the loss is not a number at step {step}: lower lr and head_lr")
-        if 0 < step == min(len(order) // recipe.epochs, len(order) - 1) and spread < 1e-6:
-            raise StarlingError("the scores are all the same after the first epoch: raise lr and head_lr")
+        loss, spread = _gradient(accelerator, scorer, [prepared[i] for i in order[step]], recipe)
+        _guard(loss, spread, step, len(order), recipe)
         accelerator.clip_grad_norm_(scorer.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        history.append({"step": float(step), "loss": loss, "lr": base[0] * scale})
+        history.append({"step": float(step), "loss": loss, "lr": base[0] * scale, "spread": spread})
         if report is not None:
             report(step + 1, len(order), {"loss": loss})
-        if checkpoint is not None and (step + 1) % 10 == 0:
-            _save(checkpoint, scorer, optimizer, history)
-    return accelerator.unwrap_model(scorer), history, resumed
+        if (step + 1) % recipe.save_every == 0 and accelerator.is_main_process:
+            state.save()
+    accelerator.wait_for_everyone()
+    return plain, history, resumed
 
 
 def train_both(
@@ -176,49 +129,63 @@ def train_both(
     return scorers, curves, furthest
 
 
-def _gradient(accelerator: Accelerator, scorer: Any, items: Sequence[Prepared], kind: str) -> tuple[float, float]:
-    """Add one batch's gradient; its mean loss and the widest spread of scores in one comparison."""
+def ranking_loss(scores: Sequence[Tensor], ranks: Sequence[Tensor], recipe: Recipe) -> Tensor:
+    """Mean loss of comparisons with scores ``[K]`` and ranks ``[K]``, K of each its own."""
+    padded = torch.nn.utils.rnn.pad_sequence([one.float() for one in scores], batch_first=True)
+    order = torch.nn.utils.rnn.pad_sequence(list(ranks), batch_first=True).to(padded.device)
+    mask = torch.tensor([[i < len(one) for i in range(padded.shape[1])] for one in scores], device=padded.device)
+    if recipe.loss == "pairwise":
+        return losses.pairwise(padded, mask, ranks=order)
+    return losses.k_wise(padded, mask, ranks=order, ties=recipe.ties)
+
+
+def _gradient(accelerator: Any, scorer: Any, items: Sequence[Prepared], recipe: Recipe) -> tuple[float, float]:
+    """Add one batch's gradient over all processes; its mean loss and the widest spread of scores in one comparison.
+
+    Every process takes each n-th comparison. The processes' gradients are averaged, hence the factor; a process that
+    has none computes one with weight 0, for all must take part.
+    """
+    own = items[accelerator.process_index :: accelerator.num_processes]
+    weight = accelerator.num_processes / len(items) if own else 0.0
+    own = own or items[:1]
     total = spread = 0.0
-    for item in items:
-        with accelerator.autocast():
-            scores = score_one(scorer, item)
-        loss = ranking_loss(scores, item.ranks, kind)
-        accelerator.backward(loss / len(items))
-        total += float(loss.detach()) / len(items)
-        spread = max(spread, float(scores.detach().max() - scores.detach().min()))
+    groups = rows([len(item.packed.ids) for item in own], recipe.row_tokens)
+    for number, group in enumerate(groups, 1):
+        with _last(accelerator, scorer, number == len(groups)), accelerator.autocast():
+            scores = score_row(scorer, [own[i] for i in group])
+            loss = ranking_loss(scores, [own[i].ranks for i in group], recipe) * (len(group) * weight)
+            accelerator.backward(loss)
+        total += float(loss.detach())
+        spread = max([spread, *(float((one.max() - one.min()).detach()) for one in scores)])
+    if accelerator.num_processes > 1:
+        shared = torch.tensor([total, spread], device=accelerator.device)
+        every = accelerator.gather(shared[None])
+        total, spread = float(every[:, 0].mean()), float(every[:, 1].max())
     return total, spread
 
 
-def ranking_loss(scores: Tensor, ranks: Tensor, kind: str) -> Tensor:
-    """The K-wise or the all-pairs loss of one comparison's scores ``[K]`` under ranks ``[K]``."""
-    function = losses.k_wise if kind == "k_wise" else losses.pairwise
-    return function(scores[None].float(), ranks=ranks[None].to(scores.device))
+def _last(accelerator: Any, scorer: Any, last: bool) -> Any:
+    """Processes exchange gradients in the last row of a step only."""
+    from contextlib import nullcontext
+
+    return nullcontext() if last else accelerator.no_sync(scorer)
 
 
-def score_one(scorer: Any, item: Prepared) -> Tensor:
-    """Scores ``[K]`` of one prepared comparison."""
-    device = item.states.device
-    inputs = (item.packed.positions[None], item.packed.mask())
-    scores: Tensor = scorer(item.states[None], *(part.to(device) for part in inputs), item.packed)
-    return scores
+def _guard(loss: float, spread: float, step: int, steps: int, recipe: Recipe) -> None:
+    """Stop a run that cannot become anything."""
+    if not math.isfinite(loss):
+        raise StarlingError(f"the loss is not a number at step {step}: lower lr and head_lr")
+    if 0 < step == min(steps // recipe.epochs, steps - 1) and spread < 1e-6:
+        raise StarlingError("the scores are all the same after the first epoch: raise lr and head_lr")
 
 
-@torch.no_grad()
-def predict(scorer: Scorer, prepared: Sequence[Prepared], dtype: torch.dtype) -> list[list[float]]:
-    """Scores of every comparison, K numbers each, computed in ``dtype`` as in training."""
-    device = scorer.v_head.weight.device.type
-    with torch.autocast(device, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
-        return [score_one(scorer, item).tolist() for item in prepared]
-
-
-def assemble(lm: LM, scorer: Scorer) -> RewardModel:
-    """A whole reward model: the language model's frozen trunk, the trained top and head."""
-    import copy
-
-    transformer: Any = copy.deepcopy(lm.model.model)
-    scorer.top.write_into(transformer)
-    chat = ChatFormat(lm.chat.tokenizer, lm.chat.template)
-    return RewardModel(transformer, chat, scorer.v_head.weight, scorer.readout).eval()
+def _optimizer(scorer: Scorer, recipe: Recipe) -> Any:
+    learning = [part for part in scorer.top.parameters() if part.requires_grad]
+    groups = [
+        {"params": learning, "lr": recipe.lr},
+        {"params": scorer.v_head.parameters(), "lr": recipe.head_lr},
+    ]
+    return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True)
 
 
 def _order(n: int, recipe: Recipe) -> list[list[int]]:
@@ -237,16 +204,42 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 1.0 - 0.9 * (step - rise) / max(1, steps - rise)
 
 
-def _save(path: Path, scorer: Any, optimizer: Any, history: list[dict[str, float]]) -> None:
-    with files.replacing(path) as part:
-        torch.save({"scorer": scorer.state_dict(), "optimizer": optimizer.state_dict(), "history": history}, part)
+def _fingerprint(recipe: Recipe, prepared: Sequence[Prepared]) -> str:
+    """Names the run that a checkpoint belongs to: recipe, ranks and token ids."""
+    told = "".join(f"{item.ranks.tolist()}{item.packed.ids.tolist()}" for item in prepared)
+    return files.sha256(f"{replace(recipe, save_every=1)}{told}".encode())
 
 
-def _restore(path: Path | None, scorer: Any, optimizer: Any, history: list[dict[str, float]]) -> int:
-    if path is None or not path.exists():
-        return 0
-    state = torch.load(path, weights_only=True)
-    scorer.load_state_dict(state["scorer"])
-    optimizer.load_state_dict(state["optimizer"])
-    history += state["history"]
-    return len(history)
+class _State:
+    """What a broken-off run needs to go on: weights, optimiser and history, beside the name of the run."""
+
+    def __init__(self, path: Path | None, scorer: Scorer, optimizer: Any, run: str) -> None:
+        self.path, self.scorer, self.optimizer, self.run = path, scorer, optimizer, run
+        self.history: list[dict[str, float]] = []
+
+    def save(self) -> None:
+        if self.path is None:
+            return
+        learned = {name for name, part in self.scorer.named_parameters() if part.requires_grad}
+        weights = {name: value for name, value in self.scorer.state_dict().items() if name in learned}
+        with files.replacing(self.path) as part:
+            torch.save(
+                {
+                    "run": self.run,
+                    "scorer": weights,
+                    "optimizer": self.optimizer.state_dict(),
+                    "history": self.history,
+                },
+                part,
+            )
+
+    def restore(self) -> int:
+        if self.path is None or not self.path.exists():
+            return 0
+        state = torch.load(self.path, weights_only=True)
+        if state.get("run") != self.run:
+            raise StarlingError(f"{self.path} belongs to another run (recipe or data differ): delete it to start anew")
+        self.scorer.load_state_dict(state["scorer"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.history += state["history"]
+        return len(self.history)

@@ -14,7 +14,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy import offline
 from starling_nb.policy.offline import Recipe
-from starling_nb.reward.training import Prepared, prepare
+from starling_nb.reward.scoring import Prepared, prepare
 
 QUICK = Recipe(batch=8, lr=1e-2, trainable="last:2")
 

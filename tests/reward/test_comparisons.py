@@ -1,34 +1,21 @@
-"""From Nectar rows to comparisons that give no rank away, and the scoreboard that compares methods."""
+"""From Nectar rows to comparisons that give no rank away, and from faulty data to a count or a clear error."""
 
 from __future__ import annotations
 
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pytest
 
 import toy
-from starling_nb import chat
 from starling_nb.nectar import prompts
-from starling_nb.reward import comparisons
-from starling_nb.reward.metrics import pairs
-from starling_nb.reward.training import Comparison
-from starling_nb.stats import Interval
-
-NAMES = ["smollm2-cool", "smollm2-brief", "writer-cut", "writer-reference"]
-
-
-def row(question: str, best_first: list[str] = NAMES) -> dict[str, Any]:
-    """A Nectar row whose answers stand in rank order; the answer's words are its place."""
-    answers = [
-        {"answer": " ".join(["word"] * (rank + 2)) + f" {name}", "model": name, "rank": float(rank)}
-        for rank, name in enumerate(best_first, 1)
-    ]
-    prompt = chat.nectar_text(toy.user(question))
-    return {"prompt": prompt, "answers": answers, "turns": 1, "num_responses": 4, "source": ["x"], "good_natured": True}
-
-
-ROWS = [row(f"question {i}?", NAMES if i % 3 else NAMES[::-1]) for i in range(40)]
+from starling_nb.nectar import schema as nectar
+from starling_nb.reward import comparisons, scoring, training
+from starling_nb.reward.comparisons import Comparison, ComparisonError, load, usable
+from toy import NAMES, ROWS, row
 
 
 def test_the_order_of_answers_gives_no_rank_away() -> None:
@@ -66,54 +53,106 @@ def test_part() -> list[Comparison]:
     return comparisons.split(ROWS, ["writer-cut"])["test"]
 
 
-def oracle(items: list[Comparison], sign: float = 1.0) -> list[list[float]]:
-    return [[-sign * rank for rank in item.ranks] for item in items]
-
-
-def test_kinds_of_pairs(test_part: list[Comparison]) -> None:
-    table = pairs(test_part, oracle(test_part))
-    found = comparisons.kinds(table, ["writer-cut"])
-    assert len(found["all pairs"]) == 6 * len(test_part)
-    assert len(found["held-out responders"]) == 3 * len(test_part)
-    assert len(found["same model"]) == len(test_part)
-    held = found["held-out responders"]
-    assert ((held.responder_better == "writer-cut") | (held.responder_worse == "writer-cut")).all()
-
-
-def test_the_scoreboard_and_its_cells(test_part: list[Comparison]) -> None:
-    scores = {"right": oracle(test_part), "wrong": oracle(test_part, -1.0)}
-    table = comparisons.scoreboard(test_part, scores, ["writer-cut"])
-    assert comparisons.cell(table, "right", "all pairs") == Interval(1.0, 1.0, 1.0, len(test_part))
-    assert comparisons.cell(table, "wrong", "held-out responders").value == 0.0
-    assert comparisons.cell(table, "wrong", "kendall_tau").value == -1.0
-    assert not table.duplicated(["method", "metric"]).any()
-
-
-def test_a_lead_is_paired(test_part: list[Comparison]) -> None:
-    scores = {"right": oracle(test_part), "wrong": oracle(test_part, -1.0)}
-    gap = comparisons.lead(test_part, scores, "right", "wrong", "all pairs", [])
-    assert (gap.value, gap.low, gap.high) == (1.0, 1.0, 1.0)
-    same = comparisons.lead(test_part, scores, "right", "right", "same model", [])
-    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
-
-
-def test_baselines_score_every_answer(test_part: list[Comparison]) -> None:
-    train = comparisons.split(ROWS, ["writer-cut"])["train"]
-    found = comparisons.baselines(train, test_part)
-    assert set(found) == {"longest", "surface"}
-    for scores in found.values():
-        assert [len(values) for values in scores] == [len(item.answers) for item in test_part]
-    assert found["longest"][0] == [float(len(answer.split())) for answer in test_part[0].answers]
-
-
-def test_relative_losses_start_at_one() -> None:
-    history = pd.DataFrame({"method": ["a", "a", "b", "b"], "loss": [4.0, 1.0, 0.5, 0.25]})
-    assert comparisons.relative_loss(history).loss.tolist() == [1.0, 0.25, 1.0, 0.5]
-
-
 def test_offsets_are_the_mean_scores_of_each_prompt(test_part: list[Comparison]) -> None:
     scores = [[float(i + j) for j in range(len(c.answers))] for i, c in enumerate(test_part)]
     found = comparisons.offsets(test_part, scores)
     assert set(found) == {c.prompt_id for c in test_part}
     for i, comparison in enumerate(test_part):
         assert found[comparison.prompt_id] == pytest.approx(i + (len(comparison.answers) - 1) / 2)
+
+
+def test_rows_are_read_from_parquet_and_json_lines(tmp_path: Path) -> None:
+    wanted = comparisons.of_rows(ROWS[:3])
+    nectar.write([one | {"num_responses": 4} for one in ROWS[:3]], tmp_path / "rows.parquet")
+    lines = "".join(json.dumps(one) + "\n" for one in ROWS[:3])
+    (tmp_path / "rows.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "rows.jsonl.gz", "wt") as stream:
+        stream.write(lines)
+    for name in ("rows.parquet", "rows.jsonl", "rows.jsonl.gz"):
+        assert load(tmp_path / name) == wanted
+
+
+def broken(**changes: Any) -> dict[str, Any]:
+    """A row whose first answer is changed."""
+    one = row("why?")
+    return one | {"answers": [one["answers"][0] | changes, *one["answers"][1:]]}
+
+
+@pytest.mark.parametrize(
+    ("bad", "told"),
+    [
+        (broken(rank=float("nan")), "row 1: every answer needs a rank that is a finite number"),
+        (broken(rank=None), "finite number"),
+        (broken(rank="1"), "finite number"),
+        (broken(answer=None), "its text"),
+        (broken(model=3), "who gave it"),
+        ({"prompt": "\n\nHuman: a\n\nAssistant: "}, "it needs a prompt"),
+        ({"chosen": "a", "rejected": "b"}, "it needs a prompt"),
+        (row("why?") | {"prompt": "why?"}, "not a Nectar prompt"),
+    ],
+)
+def test_a_wrong_row_is_named(tmp_path: Path, bad: dict[str, Any], told: str) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps(one) + "\n" for one in (row("so?"), bad)))
+    with pytest.raises(ComparisonError, match=told):
+        load(path)
+
+
+def test_files_that_are_none_are_named(tmp_path: Path) -> None:
+    with pytest.raises(ComparisonError, match="does not exist"):
+        load(tmp_path / "rows.parquet")
+    (tmp_path / "rows.parquet").write_text("no parquet")
+    with pytest.raises(ComparisonError, match="no readable parquet"):
+        load(tmp_path / "rows.parquet")
+    (tmp_path / "rows.csv").write_text("a")
+    with pytest.raises(ComparisonError, match=r"give \.parquet"):
+        load(tmp_path / "rows.csv")
+    (tmp_path / "rows.jsonl").write_text("")
+    with pytest.raises(ComparisonError, match="holds no rows"):
+        load(tmp_path / "rows.jsonl")
+
+
+def test_what_nothing_can_be_learned_from_is_left_out_and_counted() -> None:
+    form = toy.lm().chat
+    good = Comparison("a", toy.user("why?"), ["x", "yes", "no"], ["m", "n", "o"], [3.0, 1.0, 2.0])
+    faulty = [
+        good,
+        replace(good, answers=["x", "  ", "no"]),  # an empty answer: the other two stay
+        replace(good, answers=["x", "yes", " x "]),  # a repeated one
+        replace(good, answers=["x", "a</s>b", "e" * 90]),  # a control token, one beyond the window: one is left
+        replace(good, ranks=[1.0, 1.0, 1.0]),  # all tied
+        replace(good, answers=["x"], responders=["m"], ranks=[1.0]),  # K = 1
+        replace(good, messages=toy.user(" ")),
+    ]
+    kept, dropped = usable(faulty, form, limit=64)
+    assert kept[0] is good
+    assert [(one.answers, one.ranks) for one in kept[1:]] == [(["x", "no"], [2.0, 1.0]), (["x", "yes"], [2.0, 1.0])]
+    assert dropped == {
+        "empty answer": 1,
+        "repeated answer": 1,
+        "answer with a control token": 1,
+        "answer longer than the window": 1,
+        "fewer than two answers of different rank": 3,
+        "prompt that cannot be written": 1,
+    }
+    with pytest.raises(ComparisonError, match="no comparison can be used"):
+        usable(faulty[4:], form)
+    with pytest.raises(ComparisonError, match="none were given"):
+        usable([], form)
+
+
+def test_usable_comparisons_train_to_finite_weights() -> None:
+    """Ties, a repeated text, a prompt longer than the window: never a weight that is no number."""
+    lm = toy.lm()
+    every = [
+        Comparison("a", toy.user("why? " * 30), ["x", "yes", "no", "no"], list("mnop"), [2.0, 1.0, 2.0, 4.0]),
+        Comparison("b", toy.user("so?"), ["e", "ee", "x"], list("mno"), [1.0, 1.0, 3.0]),
+    ]
+    kept, _ = usable(every, lm.chat, limit=40)
+    for loss in training.LOSSES:
+        recipe = training.Recipe(loss=loss, trainable="last:2", epochs=5, batch=2, lr=1e-2, head_lr=1e-2)
+        ready = scoring.prepare(lm, kept, recipe.trainable, limit=40)
+        assert ready[0].packed.cut > 100
+        trained, history, _ = training.train(lm, ready, recipe)
+        assert history[-1]["loss"] < history[0]["loss"]
+        assert all(bool(part.isfinite().all()) for part in trained.parameters())

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import toy
 from starling_nb.reward import metrics
-from starling_nb.reward.training import Comparison
+from starling_nb.reward.comparisons import Comparison
 
 
 def comparison(ranks: list[float], words: list[int], prompt: str = "c") -> Comparison:
