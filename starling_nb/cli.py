@@ -169,6 +169,60 @@ def _measure(
 
 
 @app.command()
+def train_reward(
+    data: Annotated[Path, typer.Argument(help="Rankings in Nectar's schema: .parquet, .jsonl or .jsonl.gz.")],
+    out: Annotated[Path, typer.Option(help="Folder for the model, its evaluation and the checkpoint.")] = Path(
+        "reward"
+    ),
+    base: Annotated[str, typer.Option(help="Backbone: smollm2-135m, a folder or a hub id.")] = "smollm2-135m",
+    depth: Annotated[int, typer.Option(min=0, help="Blocks of the backbone that are kept; 0 keeps all.")] = 0,
+    loss: Annotated[str, typer.Option(help="k_wise or pairwise.")] = "k_wise",
+    trainable: Annotated[str, typer.Option(help="What learns: last:k, blocks:a-b, lora:r or full.")] = "last:4",
+    readout: Annotated[str, typer.Option(help="Where the score is read: last_token, mean or both.")] = "last_token",
+    lr: Annotated[float, typer.Option(help="Learning rate of the blocks.")] = 1e-4,
+    head_lr: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-3,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the comparisons.")] = 2,
+    batch: Annotated[int, typer.Option(min=1, help="Comparisons a step, over all processes.")] = 6,
+    held_out: Annotated[list[str] | None, typer.Option(help="Responder that is not trained on.")] = None,
+    limit: Annotated[int, typer.Option(min=16, help="Tokens a prompt with an answer may take.")] = 2048,
+    seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
+) -> None:
+    """Train a reward model on rankings; measure it on prompts of the test split; run it again to go on."""
+    from starling_nb.progress import named
+    from starling_nb.reward import running
+    from starling_nb.reward.training import Recipe
+
+    recipe = Recipe(
+        loss=loss,  # type: ignore[arg-type]
+        lr=lr,
+        head_lr=head_lr,
+        epochs=epochs,
+        batch=batch,
+        trainable=trainable,
+        readout=readout,
+        seed=seed,
+    )
+    plan = running.Plan(data, out, base, depth, limit, tuple(held_out or ()), recipe=recipe)
+    done = running.run(plan, named)
+    dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"
+    typer.echo(f"comparisons: {done.sizes}; left out: {dropped}; prompt tokens cut: {done.cut}")
+    typer.echo(done.board[done.board.metric == "pairwise_accuracy"].to_string(index=False))
+    typer.echo(f"{done.model}")
+
+
+@app.command()
+def score(
+    model: Annotated[str, typer.Argument(help="Reward model: a folder or a hub id.")],
+    source: Annotated[Path, typer.Argument(help="Rankings in Nectar's schema, or JSON lines with messages.")],
+    out: Annotated[Path, typer.Option(help="File to write, one JSON line an answer.")] = Path("scores.jsonl"),
+) -> None:
+    """Score answers by a reward model, ours or a released one."""
+    from starling_nb.reward import RewardModel, running
+
+    typer.echo(f"{out}: {running.score(RewardModel.from_pretrained(model), source, out)} scores")
+
+
+@app.command()
 def fetch(
     names: Annotated[list[str] | None, typer.Argument(help="What to fetch; the model by default.")] = None,
 ) -> None:

@@ -178,9 +178,14 @@ def _answer_fault(
 
 
 def split(rows: Sequence[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, list[Comparison]]:
+    """Comparisons of Nectar rows by split of their prompt; see :func:`by_split`."""
+    return by_split(of_rows(rows), held_out)
+
+
+def by_split(comparisons: Sequence[Comparison], held_out: Sequence[str] = ()) -> dict[str, list[Comparison]]:
     """Comparisons by split of their prompt; ``train`` holds no answer of the held-out responders."""
     parts: dict[str, list[Comparison]] = {"train": [], "validation": [], "test": []}
-    for comparison in of_rows(rows):
+    for comparison in comparisons:
         parts[prompts.split_of(comparison.messages)].append(comparison)
     parts["train"] = [without(comparison, held_out) for comparison in parts["train"]]
     return parts

@@ -57,6 +57,21 @@ class Recipe:
     seed: int = 0
     """Of the order."""
 
+    def __post_init__(self) -> None:
+        """Refuse what cannot be trained with.
+
+        Raises:
+            StarlingError: an unknown loss, or a number out of range.
+        """
+        if self.loss not in LOSSES:
+            raise StarlingError(f"loss={self.loss!r}: choose one of {', '.join(LOSSES)}")
+        counts = {name: getattr(self, name) for name in ("epochs", "batch", "row_tokens", "save_every")}
+        rates = {name: getattr(self, name) for name in ("lr", "head_lr", "weight_decay", "warmup")}
+        wrong = [name for name, value in counts.items() if value < 1]
+        wrong += [name for name, value in rates.items() if not 0 <= value < math.inf]
+        if wrong:
+            raise StarlingError(f"{', '.join(wrong)}: counts must be at least 1, rates finite and not negative")
+
 
 def train(
     lm: LM,

@@ -1,0 +1,137 @@
+"""The commands ``train-reward`` and ``score``: from a file of rankings to a reward model, from that to scores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from starling_nb import files, models
+from starling_nb.chat import Message
+from starling_nb.errors import StarlingError
+from starling_nb.reward import comparisons as ranked
+from starling_nb.reward import scoreboard, scoring
+from starling_nb.reward.comparisons import Comparison
+from starling_nb.reward.model import RewardModel
+from starling_nb.reward.training import Recipe, train
+
+Named = Callable[[str], scoring.Report]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``train-reward`` is told."""
+
+    data: Path
+    """Rankings in Nectar's schema, parquet or JSON lines."""
+    out: Path
+    """Folder for the model, its evaluation and the checkpoint."""
+    base: str = models.EMBEDDED
+    """The backbone: the embedded one, a folder or a hub id."""
+    depth: int = 0
+    """Blocks of the backbone that are kept; 0 keeps all."""
+    limit: int = 2048
+    """Positions a prompt with an answer may take."""
+    held_out: tuple[str, ...] = ()
+    """Responders whose answers are not trained on."""
+    template: str = "own"
+    """How conversations are written; see :class:`starling_nb.chat.ChatFormat`."""
+    dtype: str = "auto"
+    """Of the backbone."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """How it is trained."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What came of it."""
+
+    model: Path
+    board: pd.DataFrame
+    """method, metric, value, low, high, n: on prompts of the test split, beside the longest answer."""
+    dropped: dict[str, int]
+    """What was left out, by reason."""
+    sizes: dict[str, int]
+    """Comparisons by split."""
+    cut: int
+    """Prompt tokens left out so that answers fit."""
+
+
+def run(plan: Plan, named: Named) -> Trained:
+    """Train on the training prompts of a file, measure on its test prompts, write ``<out>/model``.
+
+    A broken-off run goes on from ``<out>/training.pt`` when it is started again. ``<out>/evaluation.csv`` holds the
+    scoreboard, ``<out>/curve.csv`` one row a step.
+
+    Raises:
+        StarlingError: the file holds nothing to train on or nothing to test on, or as :func:`train`.
+    """
+    lm = models.load(plan.base, dtype=plan.dtype, template=plan.template)
+    lm = models.shallow(lm, plan.depth) if plan.depth else lm
+    every, dropped = ranked.usable(ranked.load(plan.data), lm.chat, plan.limit)
+    parts = ranked.by_split(every, plan.held_out)
+    parts["train"] = [one for one in parts["train"] if len(set(one.ranks)) > 1]
+    for part in ("train", "test"):
+        if not parts[part]:
+            raise StarlingError(f"{plan.data} leaves no comparison to {part} on: give more prompts, or hold out fewer")
+    size = {"limit": plan.limit, "row_tokens": plan.recipe.row_tokens}
+    ready = {
+        part: scoring.prepare(lm, parts[part], plan.recipe.trainable, named(f"trunk, {part}"), **size)
+        for part in ("train", "test")
+    }
+    scorer, history, _ = train(
+        lm, ready["train"], plan.recipe, checkpoint=plan.out / "training.pt", report=named("training")
+    )
+    scores = {plan.recipe.loss: scoring.predict(scorer, ready["test"], lm.dtype, plan.recipe.row_tokens)}
+    scores |= scoreboard.baselines(parts["train"], parts["test"])
+    board = scoreboard.table(parts["test"], scores, plan.held_out)
+    told = {"base": lm.name, "data": plan.data.name, "held_out": list(plan.held_out), "recipe": asdict(plan.recipe)}
+    scoring.assemble(lm, scorer).save_pretrained(plan.out / "model", told)
+    files.write_text(plan.out / "evaluation.csv", board.to_csv(index=False))
+    files.write_text(plan.out / "curve.csv", pd.DataFrame(history).to_csv(index=False))
+    sizes = {name: len(items) for name, items in parts.items()}
+    cut = sum(item.packed.cut for items in ready.values() for item in items)
+    return Trained(plan.out / "model", board, dropped, sizes, cut)
+
+
+def score(model: RewardModel, source: Path, out: Path) -> int:
+    """Score a file and write one JSON line an answer; returns how many.
+
+    ``source`` holds rankings in Nectar's schema (``.parquet``, ``.jsonl``, ``.jsonl.gz``), or JSON lines with a
+    conversation each: ``{"messages": [{"role": …, "content": …}, …]}``, ending with the assistant. The lines written
+    are ``prompt_id, model, answer, score`` in the first case, and the given line with its ``score`` in the second.
+
+    Raises:
+        StarlingError: neither of these, or as :meth:`RewardModel.score`.
+    """
+    rows = files.read_jsonl(source) if source.name.endswith((".jsonl", ".jsonl.gz")) else []
+    if rows and all(isinstance(row, Mapping) and "messages" in row for row in rows):
+        told = [dict(row) for row in rows]
+        texts = [_conversation(row["messages"], number) for number, row in enumerate(rows, 1)]
+    else:
+        pairs = list(_answers(ranked.load(source)))
+        told, texts = [one for one, _ in pairs], [text for _, text in pairs]
+    scores = model.score(texts)
+    files.write_jsonl(out, [one | {"score": value} for one, value in zip(told, scores, strict=True)])
+    return len(scores)
+
+
+def _answers(every: Sequence[Comparison]) -> Iterator[tuple[dict[str, Any], list[Message]]]:
+    """Every answer of every comparison: what names it, and its conversation."""
+    for one in every:
+        for answer, name in zip(one.answers, one.responders, strict=True):
+            named = {"prompt_id": one.prompt_id, "model": name, "answer": answer}
+            yield named, [*one.messages, {"role": "assistant", "content": answer}]
+
+
+def _conversation(messages: Any, line: int) -> list[Message]:
+    """Messages of a line, checked."""
+    fine = isinstance(messages, list) and all(
+        isinstance(one, Mapping) and {"role", "content"} <= one.keys() for one in messages
+    )
+    if not fine or not messages or messages[-1]["role"] != "assistant":
+        raise StarlingError(f"line {line}: messages must be role and content each, the last one the assistant's")
+    return [{"role": str(one["role"]), "content": str(one["content"])} for one in messages]
