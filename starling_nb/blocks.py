@@ -35,16 +35,18 @@ class Trainable:
 
     @classmethod
     def parse(cls, text: str, n_blocks: int) -> Trainable:
-        """Read ``last:k``, ``blocks:a-b`` (from 0, both ends learn), ``lora:r`` (all blocks) or ``full``.
+        """Read ``last:k``, ``blocks:a-b`` (from 0, both ends learn), ``lora:r`` (all blocks), ``full`` or ``head``.
+
+        ``head`` leaves the whole decoder as it is: what is put on top of it learns alone.
 
         Raises:
             StarlingError: another form, or blocks that the model does not have.
         """
-        match = re.fullmatch(r"(last|lora):(\d+)|blocks:(\d+)-(\d+)|(full)", text)
+        match = re.fullmatch(r"(last|lora):(\d+)|blocks:(\d+)-(\d+)|(full)|(head)", text)
         if match is not None:
             kind, number = match[1], int(match[2] or 0)
-            if match[5]:
-                return cls(0, n_blocks, embeddings=True)
+            if match[5] or match[6]:
+                return cls(0, n_blocks, embeddings=True) if match[5] else cls(n_blocks, n_blocks)
             if kind == "last" and 1 <= number <= n_blocks:
                 return cls(n_blocks - number, n_blocks)
             if kind == "lora" and number >= 1:
@@ -53,7 +55,7 @@ class Trainable:
                 return cls(int(match[3]), int(match[4]) + 1)
         raise StarlingError(
             f"trainable={text!r}: write last:k with k from 1 to {n_blocks} (last:4), blocks:a-b with blocks from 0 to "
-            f"{n_blocks - 1} (blocks:8-11), lora:r (lora:16), or full"
+            f"{n_blocks - 1} (blocks:8-11), lora:r (lora:16), full, or head"
         )
 
 
@@ -127,7 +129,7 @@ class Top(nn.Module):
         self.layers = nn.ModuleList(copy.deepcopy(block) for block in decoder.layers[self.start :]).float()
         self.norm = copy.deepcopy(decoder.norm).float()
         self.rotary_emb = copy.deepcopy(decoder.rotary_emb)
-        self.requires_grad_(trainable.rank == 0)
+        self.requires_grad_(trainable.rank == 0 and trainable.stop > trainable.start)
         for block in self.layers[trainable.stop - self.start :]:
             block.requires_grad_(False)
         if trainable.embeddings:

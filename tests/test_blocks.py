@@ -69,8 +69,9 @@ def test_what_learns_is_read_from_one_word() -> None:
     assert Trainable.parse("blocks:8-11", 30) == Trainable(8, 12)
     assert Trainable.parse("blocks:0-0", 1) == Trainable(0, 1)
     assert Trainable.parse("lora:16", 30) == Trainable(0, 30, rank=16)
+    assert Trainable.parse("head", 30) == Trainable(30, 30)
     assert Trainable.parse("full", 30) == Trainable(0, 30, embeddings=True)
-    for wrong in ("blocks:4-3", "blocks:0-30", "blocks:3", "lora:0", "lora", "Full", "head", ""):
+    for wrong in ("blocks:4-3", "blocks:0-30", "blocks:3", "lora:0", "lora", "Full", "heads", ""):
         with pytest.raises(StarlingError, match="write last:k"):
             Trainable.parse(wrong, 30)
 

@@ -41,7 +41,7 @@ class Recipe:
     batch: int = 6
     """Comparisons a step, over all processes; the published 7B took about 104."""
     trainable: str = "last:4"
-    """What learns: last:k, blocks:a-b, lora:r or full (as published)."""
+    """What learns: last:k, blocks:a-b, lora:r, full (as published), or the head alone."""
     readout: str = "last_token"
     """Where the score is read: last_token (as published), mean or both."""
     weight_decay: float = 0.01
@@ -196,10 +196,7 @@ def _guard(loss: float, spread: float, step: int, steps: int, recipe: Recipe) ->
 
 def _optimizer(scorer: Scorer, recipe: Recipe) -> Any:
     learning = [part for part in scorer.top.parameters() if part.requires_grad]
-    groups = [
-        {"params": learning, "lr": recipe.lr},
-        {"params": scorer.v_head.parameters(), "lr": recipe.head_lr},
-    ]
+    groups = [{"params": learning, "lr": recipe.lr}, {"params": scorer.v_head.parameters(), "lr": recipe.head_lr}]
     return torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=recipe.weight_decay, fused=True)
 
 

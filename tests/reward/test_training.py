@@ -181,11 +181,11 @@ def test_rows_change_nothing_but_memory(row_tokens: int) -> None:
         torch.testing.assert_close(ours, theirs, rtol=1e-2, atol=1e-3)
 
 
-@pytest.mark.parametrize("trainable", ["blocks:1-1", "lora:2", "full"])
+@pytest.mark.parametrize("trainable", ["head", "blocks:1-1", "lora:2", "full"])
 def test_every_way_of_training_learns_and_can_be_broken_off(trainable: str, tmp_path: Path) -> None:
     lm = toy.lm()
     ready = scoring.prepare(lm, toy.comparisons(), trainable)
-    recipe = replace(QUICK, trainable=trainable, epochs=15, save_every=7)
+    recipe = replace(QUICK, trainable=trainable, epochs=15, save_every=7, head_lr=5e-2 if trainable == "head" else 1e-2)
     whole, history, _ = training.train(lm, ready, recipe)
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
 

@@ -1,0 +1,200 @@
+"""A head alone, fitted exactly on frozen states: cheap enough to ask how a loss fares over many seeds and sizes.
+
+The frozen backbone is read once. A head on it is a convex problem with one solution, so nothing but the labels and the
+loss decides what comes out: no learning rate, no order, no stopping.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from starling_nb import files, losses
+from starling_nb.errors import StarlingError
+from starling_nb.models import LM
+from starling_nb.reward.packing import rows, together
+from starling_nb.reward.scoring import Prepared
+from starling_nb.stats import Interval
+
+LOSSES = ("k_wise", "pairwise")
+RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
+"""Weights of the squared norm from which validation chooses, for every loss and size anew."""
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a head sees of N comparisons of up to K answers: ``[N, K, width]``, with ranks and mask ``[N, K]``."""
+
+    states: Tensor
+    ranks: Tensor
+    mask: Tensor
+
+    def __len__(self) -> int:
+        return len(self.states)
+
+    def some(self, places: Sequence[int]) -> Read:
+        """Some of the comparisons."""
+        chosen = torch.tensor(list(places), dtype=torch.long)
+        return Read(self.states[chosen], self.ranks[chosen], self.mask[chosen])
+
+    def relabelled(self, ranks: Tensor) -> Read:
+        """The same answers under other ranks ``[N, K]``."""
+        return Read(self.states, ranks, self.mask)
+
+    def scores(self, head: Tensor) -> list[list[float]]:
+        """Scores of every comparison's answers under a head ``[width]``."""
+        found = self.states @ head
+        return [row[mask].tolist() for row, mask in zip(found, self.mask, strict=True)]
+
+
+@torch.inference_mode()
+def read(lm: LM, prepared: Sequence[Prepared], readout: str, row_tokens: int = 2048) -> Read:
+    """Post-norm states that a head reads, of comparisons prepared with ``trainable="head"``."""
+    decoder: Any = lm.model.model
+    found: dict[int, Tensor] = {}
+    for group in rows([len(item.packed.ids) for item in prepared], row_tokens):
+        row = together([prepared[i].packed for i in group])
+        states = decoder.norm(torch.cat([prepared[i].states for i in group])).float()
+        seen = row.readout(readout) @ states
+        found |= zip(group, seen.split(row.layout.counts), strict=True)
+    return stack([found[i] for i in range(len(prepared))], [item.ranks for item in prepared])
+
+
+def stack(states: Sequence[Tensor], ranks: Sequence[Tensor]) -> Read:
+    """Ragged states ``[K, width]`` and ranks ``[K]`` of several comparisons, padded."""
+    padded = torch.nn.utils.rnn.pad_sequence(list(states), batch_first=True).clone()
+    order = torch.nn.utils.rnn.pad_sequence([one.double() for one in ranks], batch_first=True)
+    mask = torch.tensor([[i < len(one) for i in range(order.shape[1])] for one in ranks])
+    return Read(padded, order, mask)
+
+
+def fit(seen: Read, loss: str, ridge: float, steps: int = 200) -> Tensor:
+    """The head ``[width]`` that minimises ``loss + ridge · variance · |head|²``.
+
+    ``variance`` is that of the states, so that a ridge means the same on every backbone. L-BFGS to convergence.
+
+    Raises:
+        StarlingError: an unknown loss or a negative ridge.
+    """
+    if loss not in LOSSES or ridge < 0:
+        raise StarlingError(f"loss={loss!r}, ridge={ridge}: choose a loss of {', '.join(LOSSES)} and a ridge from 0")
+    variance = seen.states[seen.mask].var(0).mean()
+    states = seen.states / variance.sqrt()
+    head = torch.zeros(states.shape[-1], requires_grad=True)
+    optimizer = torch.optim.LBFGS([head], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-7)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        scores = states @ head
+        if loss == "k_wise":
+            value = losses.k_wise(scores, seen.mask, ranks=seen.ranks, ties="efron")
+        else:
+            value = losses.pairwise(scores, seen.mask, ranks=seen.ranks)
+        value = value + ridge * head.square().sum()
+        value.backward()
+        return value
+
+    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    return head.detach() / variance.sqrt()
+
+
+def accuracy(seen: Read, head: Tensor) -> float:
+    """Share of all pairs of different rank that the head orders rightly; equal scores count half."""
+    right, pairs = _right(seen.states @ head, seen)
+    return float(right.sum() / pairs.sum())
+
+
+def _right(scores: Tensor, seen: Read) -> tuple[Tensor, Tensor]:
+    """By comparison: pairs ordered rightly, and pairs."""
+    better = seen.ranks[:, :, None] < seen.ranks[:, None, :]
+    better = better & seen.mask[:, :, None] & seen.mask[:, None, :]
+    right = (torch.sign(scores[:, :, None] - scores[:, None, :]) + 1) / 2
+    return torch.where(better, right, 0.0).sum((1, 2)), better.sum((1, 2))
+
+
+def best(train: Read, validation: Read, loss: str, ridges: Sequence[float] = RIDGES) -> tuple[Tensor, float]:
+    """The head of that ridge which orders the validation pairs best, and the ridge."""
+    heads = {ridge: fit(train, loss, ridge) for ridge in ridges}
+    chosen = max(ridges, key=lambda ridge: accuracy(validation, heads[ridge]))
+    return heads[chosen], chosen
+
+
+def curve(
+    train: Read, validation: Read, test: Read, sizes: Sequence[int], seeds: int, ridges: Sequence[float] = RIDGES
+) -> pd.DataFrame:
+    """Test accuracy by loss over subsets of the training comparisons.
+
+    Every seed draws one order of the comparisons; a size takes its first ones, the same for both losses. Validation
+    chooses each ridge. Columns: seed, size, loss, ridge, accuracy.
+    """
+    found = []
+    for seed in range(seeds):
+        order = files.rng(seed, "learning curve").permutation(len(train)).tolist()
+        for size in sizes:
+            part = train.some(order[:size])
+            for loss in LOSSES:
+                head, ridge = best(part, validation, loss, ridges)
+                found.append(
+                    {"seed": seed, "size": size, "loss": loss, "ridge": ridge, "accuracy": accuracy(test, head)}
+                )
+    return pd.DataFrame(found)
+
+
+def label_ratio(points: pd.DataFrame, draws: int = 2000) -> Interval:
+    """Comparisons that K-wise training needs for each that pairwise training needs, for the same accuracy.
+
+    Below 1 K-wise learns from fewer. Accuracy is taken to grow with the logarithm of the number of comparisons, with
+    one slope for both losses; the gap between them, divided by that slope, is the ratio's logarithm. The interval
+    (95 %) resamples seeds. Without growth (a slope whose interval holds 0) the ratio means nothing: then an error.
+
+    Args:
+        points: as :func:`curve` gives.
+        draws: resamples.
+
+    Raises:
+        StarlingError: fewer than two seeds or sizes, or accuracy that does not grow.
+    """
+    table = points.pivot(index=["seed", "size"], columns="loss", values="accuracy")
+    seeds = table.index.get_level_values("seed").unique()
+    if len(seeds) < 2 or points["size"].nunique() < 2:
+        raise StarlingError("a label ratio needs at least two seeds and two sizes")
+    values = table.to_numpy().reshape(len(seeds), -1, len(table.columns))
+    k_wise, pairwise = (values[:, :, list(table.columns).index(name)] for name in LOSSES)
+    x = np.log(np.sort(points["size"].unique()))
+    x = x - x.mean()
+
+    def parts(chosen: Any) -> tuple[Any, Any]:
+        both = (k_wise[chosen] + pairwise[chosen]).mean(-2) / 2
+        return (k_wise[chosen] - pairwise[chosen]).mean((-2, -1)), (both * x).sum(-1) / (x * x).sum()
+
+    gap, slope = parts(np.arange(len(seeds)))
+    chosen = files.rng(0, "label ratio").integers(len(seeds), size=(draws, len(seeds)))
+    gaps, slopes = parts(chosen)
+    if np.quantile(slopes, 0.025) <= 0:
+        raise StarlingError("accuracy does not grow with the number of comparisons: no label ratio can be told")
+    low, high = np.quantile(np.exp(-gaps / slopes), [0.025, 0.975])
+    return Interval(float(np.exp(-gap / slope)), float(low), float(high), len(seeds))
+
+
+def plackett_luce_ranks(utilities: Sequence[Sequence[float]], seed: int) -> Tensor:
+    """Ranks ``[N, K]`` drawn from a Plackett-Luce model with these utilities (Gumbel noise), ragged K padded with 0."""
+    return _drawn(utilities, seed, lambda draw, k: draw.gumbel(size=k))
+
+
+def thurstone_ranks(utilities: Sequence[Sequence[float]], seed: int) -> Tensor:
+    """The same under normal noise of the Gumbel's variance (Thurstone 1927): a judge that is not Plackett-Luce."""
+    return _drawn(utilities, seed, lambda draw, k: draw.normal(size=k) * np.pi / np.sqrt(6))
+
+
+def _drawn(utilities: Sequence[Sequence[float]], seed: int, noise: Any) -> Tensor:
+    ranks = []
+    for number, row in enumerate(utilities):
+        draw = files.rng(seed, "judge", number)
+        ranks.append(torch.tensor((-(np.asarray(row) + noise(draw, len(row)))).argsort().argsort() + 1.0))
+    return torch.nn.utils.rnn.pad_sequence(ranks, batch_first=True)
