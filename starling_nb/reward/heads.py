@@ -18,6 +18,7 @@ from torch import Tensor
 from starling_nb import files, losses
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
+from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.packing import rows, together
 from starling_nb.reward.scoring import Prepared
 from starling_nb.stats import Interval
@@ -29,11 +30,15 @@ RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 
 @dataclass(frozen=True)
 class Read:
-    """What a head sees of N comparisons of up to K answers: ``[N, K, width]``, with ranks and mask ``[N, K]``."""
+    """What a head sees of N comparisons of up to K answers: ``[N, K, width]``, with ranks and mask ``[N, K]``.
+
+    ``places`` ``[N, K]`` are the positions (from 0) at which the judge was shown the answers, where that is known.
+    """
 
     states: Tensor
     ranks: Tensor
     mask: Tensor
+    places: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.states)
@@ -41,7 +46,8 @@ class Read:
     def some(self, places: Sequence[int]) -> Read:
         """Some of the comparisons."""
         chosen = torch.tensor(list(places), dtype=torch.long)
-        return Read(self.states[chosen], self.ranks[chosen], self.mask[chosen])
+        places = None if self.places is None else self.places[chosen]
+        return Read(self.states[chosen], self.ranks[chosen], self.mask[chosen], places)
 
     def relabelled(self, ranks: Tensor) -> Read:
         """The same answers under other ranks ``[N, K]``."""
@@ -74,24 +80,61 @@ def stack(states: Sequence[Tensor], ranks: Sequence[Tensor]) -> Read:
     return Read(padded, order, mask)
 
 
-def fit(seen: Read, loss: str, ridge: float, steps: int = 200) -> Tensor:
+def by_ranking(seen: Read, comparisons: Sequence[Comparison], rankings: pd.DataFrame) -> Read:
+    """Every ranking of a judge as a comparison of its own, with the places at which its answers were shown.
+
+    Args:
+        seen: the states of the comparisons, in their order.
+        comparisons: with distinct responders; answers that they lack are left out of the rankings too.
+        rankings: ``prompt_id`` as in the comparisons, ``models`` in the order shown, ``ranking`` (shown positions from
+            0, best first). Rankings of other prompts, and those that failed, are passed over.
+
+    Raises:
+        StarlingError: no ranking is of one of the comparisons.
+    """
+    number = {one.prompt_id: i for i, one in enumerate(comparisons)}
+    chosen, ranks, places = [], [], []
+    for record in rankings[rankings.ranking.notna() & rankings.prompt_id.isin(number)].to_dict("records"):
+        one = number[record["prompt_id"]]
+        shown = {name: place for place, name in enumerate(record["models"])}
+        rank = {int(place): float(i) for i, place in enumerate(record["ranking"], 1)}
+        own = [shown[name] for name in comparisons[one].responders]
+        chosen.append(one)
+        places.append(torch.tensor(own))
+        ranks.append(torch.tensor([rank[place] for place in own], dtype=torch.float64))
+    if not chosen:
+        raise StarlingError("no ranking is of one of these comparisons: give the rankings that made them")
+    part = seen.some(chosen)
+    pad = torch.nn.utils.rnn.pad_sequence
+    width = part.mask.shape[1]
+    order, at = (torch.nn.functional.pad(pad(x, batch_first=True), (0, width)) for x in (ranks, places))
+    return Read(part.states, order[:, :width], part.mask, at[:, :width])
+
+
+def fit(seen: Read, loss: str, ridge: float, position_term: bool = False, steps: int = 200) -> Tensor:
     """The head ``[width]`` that minimises ``loss + ridge · variance · |head|²``.
 
     ``variance`` is that of the states, so that a ridge means the same on every backbone. L-BFGS to convergence.
+    With ``position_term`` a number for each shown place is added to the scores, learned beside the head and thrown
+    away: what the judge gives a place is then not taken for quality.
 
     Raises:
-        StarlingError: an unknown loss or a negative ridge.
+        StarlingError: an unknown loss, a negative ridge, or a position term without known places.
     """
     if loss not in LOSSES or ridge < 0:
         raise StarlingError(f"loss={loss!r}, ridge={ridge}: choose a loss of {', '.join(LOSSES)} and a ridge from 0")
+    if position_term and seen.places is None:
+        raise StarlingError("a position term needs the places at which answers were shown: see by_ranking")
     variance = seen.states[seen.mask].var(0).mean()
     states = seen.states / variance.sqrt()
     head = torch.zeros(states.shape[-1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([head], max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-7)
+    terms = torch.zeros(0 if seen.places is None else int(seen.places.max()) + 1, requires_grad=True)
+    learned = [head, terms] if position_term else [head]
+    optimizer = torch.optim.LBFGS(learned, max_iter=steps, line_search_fn="strong_wolfe", tolerance_change=1e-7)
 
     def closure() -> Tensor:
         optimizer.zero_grad()
-        scores = states @ head
+        scores = states @ head + (terms[seen.places] if position_term else 0.0)
         if loss == "k_wise":
             value = losses.k_wise(scores, seen.mask, ranks=seen.ranks, ties="efron")
         else:

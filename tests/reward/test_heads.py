@@ -91,6 +91,50 @@ def test_the_judges_choose_as_their_models_say() -> None:
     assert not torch.equal(ranks, heads.plackett_luce_ranks(utilities, 1))
 
 
+def test_a_position_term_takes_the_judge_s_taste_for_places_away() -> None:
+    """A judge that likes early places, shown the better answers first: the plain head learns the order, not quality."""
+    draw = torch.Generator().manual_seed(3)
+    truth = torch.tensor([1.0, 0.5, 0.0, 0.0])
+    states = torch.randn(400, 5, 4, generator=draw)
+    states[..., 3] = -torch.arange(5.0)  # what stands in front differs in a feature that is worth nothing
+    shuffled = torch.stack([torch.randperm(5, generator=draw) for _ in range(400)])
+    places = torch.where(torch.rand(400, 1, generator=draw) < 0.7, torch.arange(5).expand(400, 5), shuffled)
+    liked = states @ truth - 0.8 * places
+    ranks = heads.plackett_luce_ranks(liked.tolist(), 4).double()
+    seen = Read(states, ranks, torch.ones(400, 5, dtype=torch.bool), places)
+    plain, corrected = fit(seen, "k_wise", 1e-4), fit(seen, "k_wise", 1e-4, position_term=True)
+    assert plain[3] > 0.4
+    assert abs(float(corrected[3])) < 0.15
+    assert (corrected[:2] - truth[:2]).abs().max() < 0.15
+    with pytest.raises(StarlingError, match="needs the places"):
+        fit(world(5, 1)[0], "k_wise", 0.1, position_term=True)
+
+
+def test_rankings_become_comparisons_of_their_own_with_their_places() -> None:
+    every = toy.comparisons((3, 2))
+    seen = Read(
+        torch.arange(6.0).reshape(2, 3, 1),
+        torch.zeros(2, 3, dtype=torch.float64),
+        torch.tensor([[True, True, True], [True, True, False]]),
+    )
+    rankings = pd.DataFrame(
+        {
+            "prompt_id": ["c0", "c1", "c0", "c9", "c0"],
+            "models": [["m2", "m0", "m1"], ["m1", "left out", "m0"], ["m0", "m1", "m2"], ["m0"], ["m0", "m1", "m2"]],
+            "ranking": [[2, 0, 1], [0, 1, 2], [0, 1, 2], [0], None],
+        }
+    )
+    found = heads.by_ranking(seen, every, rankings)
+    assert found.states[:, :, 0].tolist() == [[0, 1, 2], [3, 4, 5], [0, 1, 2]]
+    assert found.places is not None
+    assert found.places.tolist() == [[1, 2, 0], [2, 0, 0], [0, 1, 2]]
+    assert found.ranks.tolist() == [[3, 1, 2], [3, 1, 0], [1, 2, 3]]
+    assert found.mask.tolist() == [[True] * 3, [True, True, False], [True] * 3]
+    assert found.some([1]).places is not None
+    with pytest.raises(StarlingError, match="no ranking is of one of these"):
+        heads.by_ranking(seen, every, rankings[3:])
+
+
 def points(ratio: float, noise: float = 0.0, slope: float = 0.03) -> pd.DataFrame:
     """Learning curves in which K-wise training needs ``ratio`` times the comparisons."""
     draw = np.random.Generator(np.random.PCG64(0))
