@@ -213,13 +213,21 @@ def train_reward(
 @app.command()
 def score(
     model: Annotated[str, typer.Argument(help="Reward model: a folder or a hub id.")],
-    source: Annotated[Path, typer.Argument(help="Rankings in Nectar's schema, or JSON lines with messages.")],
+    source: Annotated[str, typer.Argument(help="Rankings in Nectar's schema, JSON lines with messages, a benchmark.")],
     out: Annotated[Path, typer.Option(help="File to write, one JSON line an answer.")] = Path("scores.jsonl"),
+    benchmark: Annotated[str | None, typer.Option(help="human, safety, truth, reward_bench, rm_bench, …")] = None,
 ) -> None:
-    """Score answers by a reward model, ours or a released one."""
-    from starling_nb.reward import RewardModel, running
+    """Score answers by a reward model, ours or a released one; with a benchmark, say how well."""
+    from functools import partial
 
-    typer.echo(f"{out}: {running.score(RewardModel.from_pretrained(model), source, out)} scores")
+    from starling_nb.reward import RewardModel, benchmarks, running
+
+    loaded = RewardModel.from_pretrained(model)
+    if benchmark is None:
+        typer.echo(f"{out}: {running.score(loaded, Path(source), out)} scores")
+        return
+    found = benchmarks.evaluate(benchmark, source, partial(loaded.score, truncate=True), label=model, path=out)
+    typer.echo(f"{found.to_string(index=False)}\n{out}")
 
 
 @app.command()

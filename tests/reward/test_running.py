@@ -89,6 +89,17 @@ def test_conversations_are_scored_in_their_order(base: Path, data: Path, tmp_pat
     assert not (tmp_path / "t.jsonl").exists()
 
 
+def test_a_benchmark_is_scored_beside_the_longest_answer(base: Path, data: Path, tmp_path: Path) -> None:
+    call("train-reward", data, "--out", tmp_path / "reward", "--base", base, *QUICK)
+    source = tmp_path / "pairs.jsonl"
+    pairs = [{"prompt": f"q {i}?", "chosen": "eeeex", "rejected": "ex e", "subset": "s", "id": i} for i in range(4)]
+    source.write_text("".join(json.dumps(one) + "\n" for one in pairs))
+    out = tmp_path / "scores.jsonl"
+    told = call("score", tmp_path / "reward" / "model", source, "--benchmark", "reward_bench", "--out", out)
+    assert "longest" in told
+    assert len(out.read_text().splitlines()) >= 4
+
+
 def test_a_run_that_was_killed_ends_as_if_it_had_not_been(base: Path, data: Path, tmp_path: Path) -> None:
     recipe = Recipe(epochs=4, batch=4, lr=3e-3, head_lr=1e-2, trainable="last:1", save_every=3)
 
