@@ -185,6 +185,7 @@ def train_reward(
     batch: Annotated[int, typer.Option(min=1, help="Comparisons a step, over all processes.")] = 6,
     held_out: Annotated[list[str] | None, typer.Option(help="Responder that is not trained on.")] = None,
     limit: Annotated[int, typer.Option(min=16, help="Tokens a prompt with an answer may take.")] = 2048,
+    judge: Annotated[str, typer.Option(help="Who ranked the answers, for the model card.")] = "not told",
     seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
 ) -> None:
     """Train a reward model on rankings; measure it on prompts of the test split; run it again to go on."""
@@ -202,7 +203,7 @@ def train_reward(
         readout=readout,
         seed=seed,
     )
-    plan = running.Plan(data, out, base, depth, limit, tuple(held_out or ()), recipe=recipe)
+    plan = running.Plan(data, out, base, depth, limit, tuple(held_out or ()), judge=judge, recipe=recipe)
     done = running.run(plan, named)
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"
     typer.echo(f"comparisons: {done.sizes}; left out: {dropped}; prompt tokens cut: {done.cut}")
@@ -224,7 +225,8 @@ def score(
 
     loaded = RewardModel.from_pretrained(model)
     if benchmark is None:
-        typer.echo(f"{out}: {running.score(loaded, Path(source), out)} scores")
+        done, cut = running.score(loaded, Path(source), out)
+        typer.echo(f"{out}: {done} scores; prompts cut to the model's window: {cut}")
         return
     found = benchmarks.evaluate(benchmark, source, partial(loaded.score, truncate=True), label=model, path=out)
     typer.echo(f"{found.to_string(index=False)}\n{out}")

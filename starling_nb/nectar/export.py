@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from starling_nb import files
+from starling_nb import files, hub
 from starling_nb.chat import from_nectar_text
 from starling_nb.errors import StarlingError
 from starling_nb.nectar import card, tables
@@ -140,40 +140,8 @@ def push_to_hub(folder: Path, repo_id: str, private: bool = True) -> str:
     Raises:
         StarlingError: no token, the hub cannot be reached or refuses, or as :func:`hub_layout`.
     """
-    import huggingface_hub
-
-    if not huggingface_hub.get_token():
-        raise StarlingError("no token for the Hugging Face hub: run hf auth login, or set HF_TOKEN")
     with tempfile.TemporaryDirectory() as temporary:
         layout = hub_layout(folder, Path(temporary))
-        address, failure = "", ""
-        try:
-            address = _upload(layout, repo_id, private)
-        except StarlingError:
-            raise
-        except Exception as error:  # its text may quote the request, and so the token: only its kind is told
-            status = getattr(getattr(error, "response", None), "status_code", None)
-            failure = type(error).__name__ + (f", status {status}" if status else "")
-    if failure:
-        raise StarlingError(
-            f"the hub did not take {repo_id} ({failure}): check the network, the name and the token's right to write, "
-            "then push again"
-        )
-    return address
-
-
-def _upload(layout: Path, repo_id: str, private: bool) -> str:
-    import huggingface_hub
-
-    api = huggingface_hub.HfApi()
-    address = str(api.create_repo(repo_id, repo_type="dataset", private=private, exist_ok=True))
-    if private and not api.repo_info(repo_id, repo_type="dataset").private:
-        raise StarlingError(f"{repo_id} is public already: pass private=False, or choose another name")
-    api.upload_folder(
-        folder_path=layout,
-        repo_id=repo_id,
-        repo_type="dataset",
-        allow_patterns=["README.md", "data/*.parquet"],
-        commit_message=f"Data set with its card, parquet {files.hash_file(layout / HUB_FILE)[:12]}",
-    )
-    return address
+        message = f"Data set with its card, parquet {files.hash_file(layout / HUB_FILE)[:12]}"
+        names = ["README.md", "data/*.parquet"]
+        return hub.push(layout, repo_id, kind="dataset", private=private, files=names, message=message)

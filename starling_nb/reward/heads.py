@@ -43,11 +43,11 @@ class Read:
     def __len__(self) -> int:
         return len(self.states)
 
-    def some(self, places: Sequence[int]) -> Read:
+    def some(self, chosen: Sequence[int]) -> Read:
         """Some of the comparisons."""
-        chosen = torch.tensor(list(places), dtype=torch.long)
-        places = None if self.places is None else self.places[chosen]
-        return Read(self.states[chosen], self.ranks[chosen], self.mask[chosen], places)
+        at = torch.tensor(list(chosen), dtype=torch.long)
+        places = None if self.places is None else self.places[at]
+        return Read(self.states[at], self.ranks[at], self.mask[at], places)
 
     def relabelled(self, ranks: Tensor) -> Read:
         """The same answers under other ranks ``[N, K]``."""
@@ -143,7 +143,7 @@ def fit(seen: Read, loss: str, ridge: float, position_term: bool = False, steps:
         value.backward()
         return value
 
-    optimizer.step(closure)  # type: ignore[no-untyped-call]
+    optimizer.step(closure)
     return head.detach() / variance.sqrt()
 
 

@@ -1,31 +1,29 @@
 """The reward model: a decoder and one bias-free linear on the last token's final hidden state (Starling-RM).
 
-Folders hold safetensors in the layout of the released models: ``transformer.*`` and ``v_head.weight``. A missing or
-surplus weight is an error, never a random head.
+Folders are read in the layouts of both released models and written in either (:mod:`starling_nb.reward.layout`). A
+missing or surplus weight is an error, never a random head.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import pandas as pd
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from starling_nb import files
 from starling_nb.blocks import run_blocks
 from starling_nb.chat import ChatFormat, Encoded, Message
-from starling_nb.errors import StarlingError
+from starling_nb.reward.layout import RELEASED, RewardError, find, load, read_tokenizer
 from starling_nb.reward.packing import READOUTS
+from starling_nb.reward.reading import COLUMN, PUBLISHED, Values, batches, cut, padded
+from starling_nb.reward.saving import replacing, write_weights
 
-
-class RewardError(StarlingError):
-    """A reward model folder that cannot be trusted."""
+__all__ = ["PUBLISHED", "READOUTS", "Reading", "RewardError", "RewardModel"]
 
 
 class Reading(NamedTuple):
@@ -41,147 +39,242 @@ class Reading(NamedTuple):
 class RewardModel(nn.Module):
     """Scores conversations; only differences between scores of one prompt mean anything.
 
+    ``truncated`` counts the conversations that the last call cut on the left.
+
     Args:
         transformer: a Hugging Face decoder (Llama, Mistral, Qwen family).
         chat: how this model reads conversations.
         v_head: ``[1, width]`` weights of the head; zeros when not given.
-        readout: ``"last_token"`` as the released models, ``"mean"`` over the answer's tokens, or ``"both"``.
+        readout: ``"last_token"``, ``"mean"`` over the answer's tokens, ``"both"``, or ``"last_column"`` as the card of
+            Starling-RM-7B-alpha does (:data:`PUBLISHED`).
+        column: tokens to which ``"last_column"`` pads; a longer text loses its oldest tokens, as on that card.
+
+    Raises:
+        RewardError: an unknown readout, or a column beyond the decoder's window.
     """
 
     def __init__(
-        self, transformer: Any, chat: ChatFormat, v_head: Tensor | None = None, readout: str = "last_token"
+        self,
+        transformer: Any,
+        chat: ChatFormat,
+        v_head: Tensor | None = None,
+        readout: str = "last_token",
+        column: int = COLUMN,
     ) -> None:
         super().__init__()
-        if readout not in READOUTS:
-            raise RewardError(f"readout={readout!r}: choose one of {', '.join(READOUTS)}")
+        if readout not in READOUTS + PUBLISHED:
+            raise RewardError(f"readout={readout!r}: choose one of {', '.join(READOUTS + PUBLISHED)}")
         self.transformer = transformer
-        self.chat, self.readout = chat, readout
+        self.chat, self.readout, self.column = chat, readout, column
+        self.truncated = 0
+        if readout in PUBLISHED:
+            self._check_column()
         self.v_head = nn.Linear(transformer.config.hidden_size, 1, bias=False)
         with torch.no_grad():
             self.v_head.weight.copy_(torch.zeros_like(self.v_head.weight) if v_head is None else v_head)
         self.v_head.to(transformer.device)
 
-    @torch.inference_mode()
-    def score(self, conversations: Sequence[Sequence[Message]], batch: int = 32) -> list[float]:
+    @property
+    def window(self) -> int:
+        """Tokens that the decoder can read: its positions, or its sliding window where that is shorter."""
+        config = self.transformer.config
+        sliding = getattr(config, "sliding_window", None)
+        return int(min(config.max_position_embeddings, sliding or math.inf))
+
+    def score(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        batch: int = 32,
+        *,
+        truncate: bool = False,
+        limit: int | None = None,
+    ) -> list[float]:
         """Scores of finished conversations, each ending with an assistant message.
 
+        Args:
+            conversations: messages; any number, of any lengths.
+            batch: conversations computed at a time, at most; fewer where they are long.
+            truncate: whether a prompt that does not fit loses its oldest tokens (a leading BOS stays). With
+                ``"last_column"`` texts are cut to the column in any case.
+            limit: tokens of a conversation, at most; the decoder's :attr:`window` if None or larger.
+
         Raises:
-            RewardError: a conversation does not end with an assistant message.
+            RewardError: a conversation does not end with an assistant message, is too long (without ``truncate``), has
+                an answer that leaves no room for its prompt, or has a score that is not a number.
         """
-        if any(not c or c[-1]["role"] != "assistant" for c in conversations):
-            raise RewardError("a scored conversation must end with an assistant message")
-        return self.score_ids([self.chat.encode(c[:-1], c[-1]["content"]) for c in conversations], batch)
+        limit = min(limit or self.window, self.window)
+        return self.score_ids(self._fitting(self._encoded(conversations), limit, truncate), batch)
 
     def score_ids(self, encoded: Sequence[Encoded], batch: int = 32) -> list[float]:
-        """Scores of prompts with answers as token ids; independent of neighbours and padding."""
-        return [reading.score for reading in self.read_ids(encoded, batch)]
+        """Scores of prompts with answers as token ids; independent of neighbours and padding.
 
-    @torch.inference_mode()
+        Raises:
+            RewardError: a score is not a finite number, or a token is not the decoder's.
+        """
+        scores = [reading.score for reading in self.read_ids(encoded, batch)]
+        if wrong := [i for i, score in enumerate(scores) if not math.isfinite(score)]:
+            raise RewardError(f"the score of conversation {wrong[0]} is not a number: load in float32, or train again")
+        return scores
+
     def read_ids(self, encoded: Sequence[Encoded], batch: int = 32) -> list[Reading]:
         """Scores as :meth:`score_ids`, and what the head reads on the way."""
-        readings: dict[int, Reading] = {}
-        device = self.v_head.weight.device
-        order = sorted(range(len(encoded)), key=lambda i: len(encoded[i].ids))
-        for start in range(0, len(order), batch):
-            rows = order[start : start + batch]
-            padded = torch.nn.utils.rnn.pad_sequence([torch.tensor(encoded[i].ids) for i in rows], batch_first=True)
-            states = self.transformer.embed_tokens(padded.to(device))
-            spans = [(encoded[i].prompt_length, len(encoded[i].ids)) for i in rows]
-            readings |= zip(rows, self.read(states, 0, spans), strict=True)
-        return [readings[i] for i in range(len(encoded))]
+        return [self._reading(values) for values in self._values(encoded, batch, self.readout in PUBLISHED)]
+
+    def readouts(self, conversations: Sequence[Sequence[Message]], batch: int = 32) -> pd.DataFrame:
+        """What each place of reading gives for the same texts, cut to the column: one row a conversation.
+
+        Columns: ``tokens`` (after cutting), ``last_token``, ``mean``, ``last_column`` and ``difference``
+        (``last_column`` less ``last_token``).
+
+        Raises:
+            RewardError: a conversation does not end with an assistant message, or the column is beyond the window.
+        """
+        self._check_column()
+        encoded = self._encoded(conversations)
+        rows = [(float(v.answer[-1]), float(v.answer.mean()), v.column) for v in self._values(encoded, batch, True)]
+        found = pd.DataFrame(rows, columns=["last_token", "mean", "last_column"])
+        found.insert(0, "tokens", [min(len(item.ids), self.column) for item in encoded])
+        return found.assign(difference=found.last_column - found.last_token)
 
     def read(self, states: Tensor, first: int, spans: Sequence[tuple[int, int]]) -> list[Reading]:
-        """Readings of padded states ``[rows, tokens, width]`` at block ``first``; answers are ``[start, end)``."""
+        """Readings of padded states ``[rows, tokens, width]`` at block ``first``; answers are ``[start, end)``.
+
+        Raises:
+            RewardError: the score is read at the last column, whose token is not among these.
+        """
+        if self.readout in PUBLISHED:
+            raise RewardError("last_column is read beside the text: score texts or ids, or take readout='last_token'")
         positions = torch.arange(states.shape[1], device=states.device).expand(len(states), -1)
-        hidden = run_blocks(self.transformer, states, positions, None, first, len(self.transformer.layers))
-        values = self.v_head(self.transformer.norm(hidden).float())[..., 0].cpu()
-        return [self._reading(row[start:end]) for row, (start, end) in zip(values, spans, strict=True)]
+        values = self._head_on(states, positions, None, first)
+        return [self._reading(Values(row[a:b], math.nan)) for row, (a, b) in zip(values, spans, strict=True)]
 
-    def _reading(self, values: Tensor) -> Reading:
-        """Of the head's values at the tokens of one answer."""
-        means = values.cumsum(0) / torch.arange(1, len(values) + 1)
-        last, mean = float(values[-1]), float(means[-1])
-        return Reading({"last_token": last, "mean": mean, "both": (last + mean) / 2}[self.readout], means)
+    @torch.inference_mode()
+    def _values(self, encoded: Sequence[Encoded], batch: int, wide: bool) -> list[Values]:
+        """The head's values, in the given order; ``wide`` reads the last column too and cuts texts to it."""
+        if wide:
+            self.truncated = sum(len(item.ids) > self.column for item in encoded)
+            encoded = [cut(item, self.column, self.chat.tokenizer.bos_token_id) for item in encoded]
+        found: dict[int, Values] = {}
+        for rows in batches([len(item.ids) + wide for item in encoded], batch):
+            found |= zip(rows, self._one_batch([encoded[i] for i in rows], wide), strict=True)
+        return [found[i] for i in range(len(encoded))]
 
-    def save_pretrained(self, folder: Path, notes: dict[str, Any] | None = None) -> None:
-        """Write config, tokenizer, ``model.safetensors`` and notes; the folder appears whole or not at all."""
-        work = folder.with_name(f".{folder.name}.part")
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        try:
+    def _one_batch(self, items: Sequence[Encoded], wide: bool) -> list[Values]:
+        ids, positions, mask, last = padded(items, self.column if wide else None)
+        if int(ids.max()) >= self.transformer.embed_tokens.num_embeddings:
+            raise RewardError(f"token {int(ids.max())} has no embedding here: give the tokenizer of this model")
+        device = self.v_head.weight.device
+        states = self.transformer.embed_tokens(ids.to(device))
+        values = self._head_on(states, positions.to(device), None if mask is None else mask.to(device), 0)
+        return [
+            Values(row[item.prompt_length : len(item.ids)], float(row[place]) if wide else math.nan)
+            for row, item, place in zip(values, items, last, strict=True)
+        ]
+
+    @torch.inference_mode()
+    def _head_on(self, states: Tensor, positions: Tensor, mask: Tensor | None, first: int) -> Tensor:
+        """``[rows, tokens]`` on the CPU: the head on the normed states that leave the decoder."""
+        hidden = run_blocks(self.transformer, states, positions, mask, first, len(self.transformer.layers))
+        values: Tensor = self.v_head(self.transformer.norm(hidden).float())[..., 0].cpu()
+        return values
+
+    def _reading(self, values: Values) -> Reading:
+        """Of the head's values at one answer."""
+        means = values.answer.cumsum(0) / torch.arange(1, len(values.answer) + 1)
+        last, mean = float(values.answer[-1]), float(means[-1])
+        score = {"last_token": last, "mean": mean, "both": (last + mean) / 2, "last_column": values.column}
+        return Reading(score[self.readout], means)
+
+    def _encoded(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
+        if any(not c or c[-1]["role"] != "assistant" for c in conversations):
+            raise RewardError("a scored conversation must end with an assistant message")
+        return [self.chat.encode(c[:-1], c[-1]["content"]) for c in conversations]
+
+    def _fitting(self, encoded: list[Encoded], limit: int, truncate: bool) -> list[Encoded]:
+        """All within ``limit`` tokens, or an error; what is read at the last column is cut there, later."""
+        long = [i for i, item in enumerate(encoded) if len(item.ids) > limit and self.readout not in PUBLISHED]
+        bos = self.chat.tokenizer.bos_token_id
+        for i in long:
+            if not truncate:
+                raise RewardError(
+                    f"conversation {i} takes {len(encoded[i].ids)} tokens of {limit}: pass truncate=True to cut its "
+                    "prompt on the left, or leave it out"
+                )
+            if encoded[i].answer_length + 1 + (encoded[i].ids[0] == bos) > limit:
+                raise RewardError(
+                    f"the answer of conversation {i} takes {encoded[i].answer_length} tokens and leaves no room for "
+                    f"its prompt within {limit}: leave it out"
+                )
+            encoded[i] = cut(encoded[i], limit, bos)
+        self.truncated = len(long)
+        return encoded
+
+    def _check_column(self) -> None:
+        if not 2 <= self.column <= self.window:
+            raise RewardError(f"column={self.column}: choose from 2 to {self.window}, what the decoder can read")
+
+    def save_pretrained(
+        self,
+        folder: str | Path,
+        notes: dict[str, Any] | None = None,
+        *,
+        layout: str = "34b",
+        shard_bytes: int = 5 * 10**9,
+    ) -> None:
+        """Write config, tokenizer, safetensors and notes; the folder appears whole or not at all.
+
+        Args:
+            folder: is replaced if it exists.
+            notes: what else ``starling.json`` is to say; the model card takes ``base``, ``data``,
+                ``loss`` and ``recipe`` from there.
+            layout: how the weights are spelled, ``"34b"`` (``transformer.*``) or ``"7b-alpha"`` (``model.model.*``).
+            shard_bytes: of one file of weights, at most.
+
+        Raises:
+            RewardError: an unknown layout, or the folder cannot be written.
+        """
+        own = {"template": self.chat.template, "readout": self.readout, "column": self.column}
+        with replacing(Path(folder)) as work:
             self.transformer.config.save_pretrained(work)
             self.chat.tokenizer.save_pretrained(work)
-            weights = {f"transformer.{k}": v.contiguous() for k, v in self.transformer.state_dict().items()}
-            save_file({**weights, "v_head.weight": self.v_head.weight.detach()}, work / "model.safetensors")
-            (work / "starling.json").write_text(
-                json.dumps({"template": self.chat.template, "readout": self.readout, **(notes or {})})
-            )
-            shutil.rmtree(folder, ignore_errors=True)
-            work.rename(folder)
-        except OSError as error:
-            shutil.rmtree(work, ignore_errors=True)
-            raise RewardError(
-                f"cannot write the reward model to {folder}: {error}. Free some space and rerun"
-            ) from error
+            write_weights(work, self.transformer, self.v_head.weight, layout, shard_bytes)
+            files.write_json(work / "starling.json", {**(notes or {}), **own})
 
     @classmethod
     def from_pretrained(
-        cls, path: str | Path, *, dtype: torch.dtype = torch.float32, template: str | None = None
+        cls,
+        path: str | Path,
+        *,
+        dtype: torch.dtype = torch.float32,
+        template: str | None = None,
+        tokenizer: str | Path | None = None,
+        readout: str | None = None,
+        column: int | None = None,
+        revision: str | None = None,
     ) -> RewardModel:
-        """Load a folder, ours or one in the released layout (``transformer.*`` or ``model.model.*`` keys).
+        """Load a folder or a repository of the hub, ours or in a released layout; onto the GPU where there is one.
 
         Args:
-            path: the folder; its weights may lie in several safetensors files.
+            path: a folder, else a hub id; a folder of that name comes first.
             dtype: of the decoder; the head stays float32.
-            template: how this model reads conversations; by default what the folder's own notes say, else the
-                tokenizer's template.
+            template: how this model reads conversations; by default what the folder's own notes say, else
+                ``"llama2"`` where the config is that of Starling-RM-7B-alpha, else the tokenizer's template.
+            tokenizer: folder or hub id of the tokenizer, where the model's folder has none (Starling-RM-7B-alpha
+                reads with that of ``meta-llama/Llama-2-7b-chat-hf``).
+            readout: as the notes say, else ``"last_token"``.
+            column: as the notes say, else 2048.
+            revision: branch, tag or commit on the hub.
 
         Raises:
-            RewardError: no such folder, no safetensors, or weights missing, left over or of another shape.
+            StarlingError: no such model, no tokenizer, or weights that :func:`starling_nb.reward.layout.load` refuses.
         """
-        folder = Path(path)
-        weights = _read(folder)
-        head = weights.pop("v_head.weight", None)
-        if head is None:
-            raise RewardError(f"{folder} has no v_head.weight: this is not a reward model")
-        # Made in its type, not cast to it: a cast would also round the rotary frequencies.
-        config = AutoConfig.from_pretrained(folder)
-        transformer = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")
-        _check_complete(folder, weights | {"v_head": head}, transformer)
-        transformer.load_state_dict(weights)
+        folder = find(path, revision)
         notes = files.read_json(folder / "starling.json") if (folder / "starling.json").exists() else {}
-        chat = ChatFormat(AutoTokenizer.from_pretrained(folder), template or notes.get("template", "own"))
-        transformer = transformer.to("cuda" if torch.cuda.is_available() else "cpu")
-        readout = notes.get("readout", "last_token")
-        return cls(transformer.eval().requires_grad_(False), chat, head, readout).eval()
-
-
-def _read(folder: Path) -> dict[str, Tensor]:
-    """All weights of a folder under the decoder's own names, and ``v_head.weight``.
-
-    Both spellings of the released checkpoints are read; the unused LM head and stored rotary frequencies are dropped.
-    """
-    paths = sorted(folder.glob("model*.safetensors"))
-    if not paths:
-        raise RewardError(f"{folder} holds no model.safetensors: run notebook 03, or give a reward model's folder")
-    weights: dict[str, Tensor] = {}
-    for key, value in (item for path in paths for item in load_file(path).items()):
-        if key.endswith(("lm_head.weight", "rotary_emb.inv_freq")):
-            continue
-        name = key.removeprefix("transformer.").removeprefix("model.model.")
-        if name in weights and not torch.equal(weights[name], value):
-            raise RewardError(f"{folder} holds two different weights for {name}: the checkpoint cannot be trusted")
-        weights[name] = value
-    return weights
-
-
-def _check_complete(folder: Path, weights: dict[str, Tensor], transformer: Any) -> None:
-    """Refuse weights that do not fill the decoder and the head exactly."""
-    wanted = {name: value.shape for name, value in transformer.state_dict().items()}
-    wanted["v_head"] = torch.Size([1, transformer.config.hidden_size])
-    gap, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if gap or extra:
-        raise RewardError(f"{folder}: weights missing {gap[:3]}, left over {extra[:3]}: the checkpoint is not complete")
-    other = [name for name, shape in wanted.items() if weights[name].shape != shape]
-    if other:
-        raise RewardError(f"{folder}: {other[0]} has shape {list(weights[other[0]].shape)}, not that of config.json")
+        if not isinstance(notes, dict):
+            raise RewardError(f"{folder / 'starling.json'} holds no notes: restore it, or remove it")
+        transformer, head = load(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+        named = RELEASED in (getattr(transformer.config, "architectures", None) or [])
+        template = template or notes.get("template") or ("llama2" if named else "own")
+        chat = ChatFormat(read_tokenizer(folder, tokenizer), template)
+        readout, column = readout or notes.get("readout", "last_token"), column or notes.get("column", COLUMN)
+        return cls(transformer.eval().requires_grad_(False), chat, head, readout, column).eval()

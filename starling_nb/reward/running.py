@@ -12,8 +12,8 @@ import pandas as pd
 from starling_nb import files, models
 from starling_nb.chat import Message
 from starling_nb.errors import StarlingError
+from starling_nb.reward import card, scoreboard, scoring
 from starling_nb.reward import comparisons as ranked
-from starling_nb.reward import scoreboard, scoring
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.model import RewardModel
 from starling_nb.reward.training import Recipe, train
@@ -41,6 +41,8 @@ class Plan:
     """How conversations are written; see :class:`starling_nb.chat.ChatFormat`."""
     dtype: str = "auto"
     """Of the backbone."""
+    judge: str = "not told"
+    """Who ranked the answers, for the model card; a name that begins with "simulated" says so."""
     recipe: Recipe = field(default_factory=Recipe)
     """How it is trained."""
 
@@ -85,11 +87,14 @@ def run(plan: Plan, named: Named) -> Trained:
     scorer, history, _ = train(
         lm, ready["train"], plan.recipe, checkpoint=plan.out / "training.pt", report=named("training")
     )
-    scores = {plan.recipe.loss: scoring.predict(scorer, ready["test"], lm.dtype, plan.recipe.row_tokens)}
+    found = scoring.predict(scorer, ready["test"], lm.dtype, plan.recipe.row_tokens)
+    scores: dict[str, scoreboard.Scores] = {plan.recipe.loss: found}
     scores |= scoreboard.baselines(parts["train"], parts["test"])
     board = scoreboard.table(parts["test"], scores, plan.held_out)
     told = {"base": lm.name, "data": plan.data.name, "held_out": list(plan.held_out), "recipe": asdict(plan.recipe)}
     scoring.assemble(lm, scorer).save_pretrained(plan.out / "model", told)
+    about = card.About.of(plan.out / "model", plan.judge, comparisons=len(parts["train"]))
+    card.write(plan.out / "model", about, board.to_dict("records"))
     files.write_text(plan.out / "evaluation.csv", board.to_csv(index=False))
     files.write_text(plan.out / "curve.csv", pd.DataFrame(history).to_csv(index=False))
     sizes = {name: len(items) for name, items in parts.items()}
@@ -97,8 +102,8 @@ def run(plan: Plan, named: Named) -> Trained:
     return Trained(plan.out / "model", board, dropped, sizes, cut)
 
 
-def score(model: RewardModel, source: Path, out: Path) -> int:
-    """Score a file and write one JSON line an answer; returns how many.
+def score(model: RewardModel, source: Path, out: Path) -> tuple[int, int]:
+    """Score a file and write one JSON line an answer; returns how many, and how many prompts were cut to fit.
 
     ``source`` holds rankings in Nectar's schema (``.parquet``, ``.jsonl``, ``.jsonl.gz``), or JSON lines with a
     conversation each: ``{"messages": [{"role": …, "content": …}, …]}``, ending with the assistant. The lines written
@@ -114,9 +119,9 @@ def score(model: RewardModel, source: Path, out: Path) -> int:
     else:
         pairs = list(_answers(ranked.load(source)))
         told, texts = [one for one, _ in pairs], [text for _, text in pairs]
-    scores = model.score(texts)
+    scores = model.score(texts, truncate=True)
     files.write_jsonl(out, [one | {"score": value} for one, value in zip(told, scores, strict=True)])
-    return len(scores)
+    return len(scores), model.truncated
 
 
 def _answers(every: Sequence[Comparison]) -> Iterator[tuple[dict[str, Any], list[Message]]]:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 
 import toy
 from starling_nb.chat import ChatFormat, Encoded, Message
-from starling_nb.reward import RewardError, RewardModel
-from starling_nb.reward.model import READOUTS
+from starling_nb.reward import RewardError, RewardModel, reading
+from starling_nb.reward.model import PUBLISHED, READOUTS
 
 QUESTIONS = ["why?", "tell me of the sea", "who"]
 ANSWERS = ["because", "no.", "it is blue, and deep, and it is salty", "e"]
@@ -21,11 +21,13 @@ CONVERSATIONS: list[list[Message]] = [
 ]
 
 
-def model(family: str = "llama", dtype: torch.dtype = torch.float32, readout: str = "last_token") -> RewardModel:
+def model(
+    family: str = "llama", dtype: torch.dtype = torch.float32, readout: str = "last_token", column: int = 512
+) -> RewardModel:
     """A reward model on a toy decoder with a random head."""
     lm = toy.lm(family, dtype=dtype)
     head = torch.randn(1, 32, generator=torch.Generator().manual_seed(1))
-    return RewardModel(lm.model.model, lm.chat, head, readout).eval()
+    return RewardModel(lm.model.model, lm.chat, head, readout, column).eval()
 
 
 def encoded(reward: RewardModel) -> list[Encoded]:
@@ -45,15 +47,124 @@ def test_a_score_is_the_head_on_the_normed_states_it_reads(family: str, readout:
         assert score == pytest.approx(float(read @ reward.v_head.weight[0]), abs=2e-5)
 
 
-@pytest.mark.parametrize("readout", READOUTS)
-def test_a_score_does_not_depend_on_batch_neighbours_or_padding(readout: str) -> None:
-    reward = model(readout=readout)
+@pytest.mark.parametrize("readout", READOUTS + PUBLISHED)
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_a_score_does_not_depend_on_batch_neighbours_or_padding(
+    family: str, readout: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward = model(family, readout=readout)
     together = reward.score(CONVERSATIONS)
     assert len(set(together)) == len(together)
     assert reward.score(CONVERSATIONS, batch=1) == pytest.approx(together, abs=1e-5)
     assert reward.score(CONVERSATIONS[::-1], batch=5) == pytest.approx(together[::-1], abs=1e-5)
     assert reward.score(CONVERSATIONS[2:3]) == pytest.approx(together[2:3], abs=1e-5)
+    monkeypatch.setattr(reading, "BUDGET", 90)
+    assert reward.score(CONVERSATIONS) == pytest.approx(together, abs=1e-5)
     assert reward.score([]) == []
+
+
+def test_batches_keep_to_rows_and_tokens_and_lose_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reading, "BUDGET", 20)
+    lengths = [7, 3, 30, 3, 8, 3, 10, 3, 3]
+    found = list(reading.batches(lengths, 4))
+    assert found == [[1, 3, 5, 7], [8, 0], [4, 6], [2]]
+    assert sorted(place for rows in found for place in rows) == list(range(9))
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+@pytest.mark.parametrize("column", [40, 64, 200])
+@torch.no_grad()
+def test_the_last_column_is_that_of_the_whole_padded_batch(family: str, column: int) -> None:
+    """What the card computes: all texts padded to the column with id 0 and masked, the head read at index -1."""
+    reward = model(family, readout="last_column", column=column)
+    items = [reading.cut(item, column, 1) for item in encoded(reward)]
+    lengths = [len(item.ids) for item in encoded(reward)]
+    assert (max(lengths) > column) == (column == 40)
+    ids = torch.tensor([item.ids + [0] * (column - len(item.ids)) for item in items])
+    mask = torch.tensor([[1] * len(item.ids) + [0] * (column - len(item.ids)) for item in items])
+    states = reward.transformer(input_ids=ids, attention_mask=mask).last_hidden_state
+    due = (states[:, -1] @ reward.v_head.weight[0]).tolist()
+    assert reward.score(CONVERSATIONS) == pytest.approx(due, abs=1e-5)
+    assert reward.truncated == sum(length > column for length in lengths)
+    plain = model(family)
+    assert max(abs(a - b) for a, b in zip(due, plain.score(CONVERSATIONS), strict=True)) > 1e-2
+
+
+def test_a_text_that_fills_the_column_is_read_at_its_own_last_token() -> None:
+    item = encoded(model())[2]
+    full = model(readout="last_column", column=len(item.ids))
+    assert full.score_ids([item]) == pytest.approx(model().score_ids([item]), abs=1e-5)
+    assert full.truncated == 0
+    wide = model(readout="last_column", column=len(item.ids) + 1)
+    assert abs(wide.score_ids([item])[0] - model().score_ids([item])[0]) > 1e-3
+
+
+def test_both_places_of_reading_are_shown_side_by_side() -> None:
+    plain, wide = model(column=64), model(readout="last_column", column=64)
+    found = plain.readouts(CONVERSATIONS)
+    assert list(found.columns) == ["tokens", "last_token", "mean", "last_column", "difference"]
+    assert found.tokens.tolist() == [len(item.ids) for item in encoded(plain)]
+    assert found.last_token.tolist() == pytest.approx(plain.score(CONVERSATIONS), abs=1e-5)
+    assert found["mean"].tolist() == pytest.approx(model(readout="mean").score(CONVERSATIONS), abs=1e-5)
+    assert found.last_column.tolist() == pytest.approx(wide.score(CONVERSATIONS), abs=1e-5)
+    assert found.difference.tolist() == (found.last_column - found.last_token).tolist()
+    assert plain.readouts([]).empty
+    short = model(column=20)
+    assert short.readouts(CONVERSATIONS).tokens.max() == 20
+    assert short.truncated == sum(len(item.ids) > 20 for item in encoded(plain)) > 0
+    with pytest.raises(RewardError, match="choose from 2 to 512"):
+        model(column=2048).readouts(CONVERSATIONS)
+
+
+def test_the_last_column_must_lie_within_the_window_and_beside_the_text() -> None:
+    for column in (1, 513):
+        with pytest.raises(RewardError, match="choose from 2 to 512"):
+            model(readout="last_column", column=column)
+    decoder = toy.lm("mistral").model.model
+    decoder.config.sliding_window = 50
+    with pytest.raises(RewardError, match="choose from 2 to 50"):
+        RewardModel(decoder, toy.lm("mistral").chat, None, "last_column", 60)
+    with pytest.raises(RewardError, match="beside the text"):
+        model(readout="last_column").read(torch.zeros(1, 3, 32), 1, [(1, 3)])
+
+
+def test_reading_at_the_last_column_still_tells_of_the_unfinished_answer() -> None:
+    whole, wide = model().read_ids(encoded(model())), model(readout="last_column").read_ids(encoded(model()))
+    for one, other in zip(whole, wide, strict=True):
+        assert torch.allclose(one.means, other.means, atol=1e-5)
+
+
+def test_a_conversation_longer_than_the_window_is_refused_or_loses_its_oldest_tokens() -> None:
+    reward = model()
+    long = [*toy.user("x" * 600 + "why?"), {"role": "assistant", "content": "because"}]
+    with pytest.raises(RewardError, match=r"conversation 1 takes 619 tokens of 512: pass truncate=True"):
+        reward.score([CONVERSATIONS[0], long])
+    whole = reward.chat.encode(long[:-1], "because")
+    scores = reward.score([CONVERSATIONS[0], long], truncate=True)
+    assert reward.truncated == 1
+    assert scores[1] == pytest.approx(reward.score_ids([Encoded(whole.ids[-512:], 512 - 8)])[0], abs=1e-5)
+    assert scores[0] == pytest.approx(reward.score(CONVERSATIONS[:1])[0], abs=1e-5)
+    assert reward.truncated == 0
+    with pytest.raises(RewardError, match="of 15:"):
+        reward.score(CONVERSATIONS[:1], limit=15)
+    with pytest.raises(RewardError, match="leaves no room for its prompt within 8"):
+        reward.score(CONVERSATIONS[:1], limit=8, truncate=True)
+    with pytest.raises(RewardError, match="of 512:"):
+        reward.score([long], limit=9999)
+
+
+def test_cutting_keeps_a_leading_bos_and_the_answer() -> None:
+    item = Encoded([1, 4, 5, 6, 7, 8, 2], 4)
+    assert reading.cut(item, 7, 1) is item
+    assert reading.cut(item, 5, 1) == Encoded([1, 6, 7, 8, 2], 2)
+    assert reading.cut(item, 5, None) == Encoded([5, 6, 7, 8, 2], 2)
+    assert reading.cut(item, 3, 1) == Encoded([1, 8, 2], 1)  # of the answer too, as the card does
+
+
+def test_a_token_that_the_decoder_does_not_know_is_an_error() -> None:
+    reward = model()
+    with pytest.raises(RewardError, match=f"token {len(toy.tokenizer())} has no embedding"):
+        reward.score_ids([Encoded([5, len(toy.tokenizer()), 6], 1)])
 
 
 def test_padding_is_never_searched_for() -> None:
@@ -153,7 +264,7 @@ def test_missing_surplus_and_misshapen_weights_are_errors_never_a_random_head(fo
         ({"transformer.layers.7.mlp.up_proj.weight": torch.ones(2)}, "left over"),
         ({"v_head.bias": torch.ones(1)}, "left over"),
         ({"transformer.norm.weight": torch.ones(31)}, r"norm.weight has shape \[31\]"),
-        ({"v_head.weight": torch.ones(2, 32)}, r"v_head has shape \[2, 32\]"),
+        ({"v_head.weight": torch.ones(2, 32)}, r"v_head.weight has shape \[2, 32\]"),
     ]
     for change, message in wrongs:
         rewrite(folder, change)
@@ -169,5 +280,16 @@ def test_the_template_is_the_folders_or_the_callers(folder: Path) -> None:
     assert RewardModel.from_pretrained(folder, template="llama2").chat.template == "llama2"
     (folder / "starling.json").write_text(json.dumps({"template": "llama2"}))
     assert RewardModel.from_pretrained(folder).chat.template == "llama2"
+    (folder / "starling.json").write_text("[]")
+    with pytest.raises(RewardError, match="holds no notes"):
+        RewardModel.from_pretrained(folder)
     (folder / "starling.json").unlink()
     assert isinstance(RewardModel.from_pretrained(folder).chat, ChatFormat)
+
+
+def test_a_score_that_is_not_a_number_is_an_error() -> None:
+    reward = model()
+    with torch.no_grad():
+        reward.v_head.weight[0, 0] = float("nan")
+    with pytest.raises(RewardError, match="conversation 0 is not a number"):
+        reward.score(CONVERSATIONS)

@@ -54,8 +54,12 @@ def call(*words: Any) -> str:
 
 def test_from_rankings_to_a_model_to_scores(base: Path, data: Path, tmp_path: Path) -> None:
     out = tmp_path / "reward"
-    told = call("train-reward", data, "--out", out, "--base", base, *QUICK)
+    told = call("train-reward", data, "--out", out, "--base", base, "--judge", "simulated", *QUICK)
     assert "1 empty answer" in told
+    readme = (out / "model" / "README.md").read_text()
+    assert "pairwise_accuracy" in readme
+    assert "simulated" in readme
+    assert str(tmp_path) not in readme
     board = pd.read_csv(out / "evaluation.csv")
     cell = board[(board.method == "k_wise") & (board.metric == "pairwise_accuracy")].iloc[0]
     assert cell.value > 0.95
