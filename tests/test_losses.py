@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import itertools
 import math
-import sys
-from types import ModuleType
 
 import choix
 import numpy as np
@@ -13,22 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from jaxtyping import install_import_hook
+from jaxtyping import TypeCheckError
 from torch import Tensor
 
+from starling_nb import losses
 
-def _checked(name: str) -> ModuleType:
-    """A fresh copy of a package whose array shapes are checked at every call."""
-    saved = {key: sys.modules.pop(key) for key in list(sys.modules) if key == name or key.startswith(name + ".")}
-    with install_import_hook(name, "beartype.beartype"):
-        module = __import__(name, fromlist=["_"])
-    for key in [key for key in sys.modules if key == name or key.startswith(name + ".")]:
-        del sys.modules[key]
-    sys.modules.update(saved)
-    return module
-
-
-losses = _checked("starling_nb.losses")
 A = [3, 2, 1.5, 0.5, 0, -1, -2]
 rows = st.lists(st.floats(-8, 8), min_size=2, max_size=7)
 quick = settings(max_examples=40, deadline=None)
@@ -181,6 +168,8 @@ def test_bad_ranking_arguments_are_refused() -> None:
         ({"top": 0}, "top must be"),
         ({"top": 2, "ties": "efron"}, "without ties"),
         ({"ranks": torch.full((1, 7), torch.nan)}, "not a finite"),
+        ({"ranks": torch.full((1, 7), -torch.inf)}, "not a finite"),
+        ({"ranks": torch.full((1, 7), torch.inf)}, "nothing to compare"),
     ]:
         with pytest.raises(losses.LossError, match=match):
             losses.k_wise(s, **arguments)
@@ -192,13 +181,189 @@ def test_bad_ranking_arguments_are_refused() -> None:
 
 def test_pairwise_adjacent_and_ties() -> None:
     s, softplus = double([[1.0, 0.5, -1.0, 2.0]]), lambda x: math.log1p(math.exp(x))
-    neighbours = losses.pairwise(s, adjacent=True).item()
+    neighbours = losses.pairwise(s, pairs="adjacent").item()
     assert neighbours == pytest.approx((softplus(-0.5) + softplus(-1.5) + softplus(3.0)) / 3)
     ranks = torch.tensor([[5, 1, 1, 9]])
-    across = losses.pairwise(s, ranks=ranks, adjacent=True).item()
+    across = losses.pairwise(s, ranks=ranks, pairs="adjacent").item()
     assert across == pytest.approx((softplus(0.5) + softplus(2.0) + softplus(1.0)) / 3)
     with_margin = losses.pairwise(double([[1.0, 0.0]]), margin=0.4).item()
     assert with_margin == pytest.approx(softplus(-0.6))
+
+
+@st.composite
+def partial_rows(draw: st.DrawFn) -> tuple[list[float], list[float]]:
+    """Scores and ranks; at least one answer is ranked, and some may not be."""
+    scores = draw(st.lists(st.floats(-4, 4), min_size=2, max_size=5))
+    ranked = draw(st.integers(1, len(scores)))
+    ranks = [float(i) if i < ranked else math.inf for i in range(len(scores))]
+    return scores, draw(st.permutations(ranks))
+
+
+def _pl(scores: list[float], order: tuple[int, ...]) -> float:
+    """Probability of one whole order, one choice after another."""
+    return math.prod(
+        math.exp(scores[i]) / sum(math.exp(scores[j]) for j in order[place:]) for place, i in enumerate(order)
+    )
+
+
+@quick
+@given(partial_rows())
+def test_a_partial_ranking_is_the_sum_over_its_completions(row: tuple[list[float], list[float]]) -> None:
+    scores, ranks = row
+    best_first = sorted((i for i in range(len(ranks)) if ranks[i] < math.inf), key=lambda i: ranks[i])
+    orders = itertools.permutations(range(len(scores)))
+    total = sum(_pl(scores, order) for order in orders if list(order[: len(best_first)]) == best_first)
+    s, r = double([scores]).requires_grad_(), double([ranks])
+    for ties in (None, "average", "breslow", "efron"):
+        found = losses.plackett_luce_nll(s, ranks=r, ties=ties)
+        assert found.item() == pytest.approx(-math.log(total), abs=1e-9)
+        assert torch.autograd.gradcheck(lambda x, ties=ties: losses.k_wise(x, ranks=r, ties=ties), (s,))
+
+
+@quick
+@given(st.permutations(range(6)), st.integers(1, 6), st.sampled_from(["k-1", "pairs", "none"]))
+def test_top_choices_are_ranks_for_the_best_alone(order: list[int], top: int, normalizer: str) -> None:
+    s, ranks = double([A[:6]])[:, order] * 1.3, double([[2.0, 0, 5, 1, 3, 4]])
+    cut = torch.where(ranks < top, ranks, torch.inf)
+    short = losses.k_wise(s, ranks=cut, normalizer=normalizer)
+    torch.testing.assert_close(short, losses.k_wise(s, ranks=ranks, top=top, normalizer=normalizer))
+    torch.testing.assert_close(losses.k_wise(s, ranks=cut, top=top + 3, normalizer=normalizer), short)
+    if top >= 5:  # the last place of six is no choice
+        torch.testing.assert_close(short, losses.k_wise(s, ranks=ranks, normalizer=normalizer))
+
+
+@pytest.mark.parametrize("ties", ["average", "breslow", "efron"])
+def test_ties_above_unranked_answers(ties: str) -> None:
+    scores = [0.3, -0.4, 1.1, 0.2]
+    s, ranks = double([scores]), double([[1, 1, math.inf, math.inf]])
+    (a, b), rest = (math.exp(x) for x in scores[:2]), math.exp(1.1) + math.exp(0.2)
+    choice = {
+        "average": 0.5 * math.log(b + rest) + 0.5 * math.log(a + rest),
+        "breslow": math.log(a + b + rest),
+        "efron": math.log((a + b) / 2 + rest),
+    }[ties]
+    expected = math.log(a + b + rest) + choice - scores[0] - scores[1]
+    assert losses.plackett_luce_nll(s, ranks=ranks, ties=ties).item() == pytest.approx(expected, abs=1e-9)
+
+
+def test_a_row_that_ranks_nothing_does_not_count() -> None:
+    s = double([[1.0, 0.2, -0.3], [3.0, 9.0, 2.0]])
+    ranks = double([[2, 1, math.inf], [math.inf] * 3])
+    torch.testing.assert_close(losses.k_wise(s, ranks=ranks), losses.k_wise(s[:1], ranks=ranks[:1]))
+    torch.testing.assert_close(losses.pairwise(s, ranks=ranks), losses.pairwise(s[:1], ranks=ranks[:1]))
+    assert losses.plackett_luce_nll(s, ranks=ranks)[1] == 0
+
+
+def test_an_unranked_answer_lost_to_the_ranked_ones_in_pairs() -> None:
+    s, softplus = double([[1.0, 0.5, -1.0, 2.0]]), lambda x: math.log1p(math.exp(x))
+    ranks = double([[math.inf, 1, 2, math.inf]])
+    lost = [softplus(x) for x in (-1.5, 0.5, 1.5, 2.0, 3.0)]
+    assert losses.pairwise(s, ranks=ranks).item() == pytest.approx(sum(lost) / 5)
+    near = losses.pairwise(s, ranks=ranks, pairs="adjacent").item()
+    assert near == pytest.approx((lost[0] + lost[3] + lost[4]) / 3)
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_a_score_that_is_no_number_stops_with_its_row(bad: float) -> None:
+    s, mask = double([[1.0, 0.0, 2.0], [0.5, bad, 1.0]]), torch.tensor([[True] * 3, [True, True, False]])
+    for loss in (losses.k_wise, losses.pairwise, losses.plackett_luce_nll):
+        with pytest.raises(losses.LossError, match="row 1 holds a score"):
+            loss(s, mask)
+        assert torch.isfinite(loss(s, torch.tensor([[True] * 3, [True, False, True]]))).all()
+
+
+@quick
+@given(st.lists(partial_rows(), min_size=1, max_size=4), st.integers(0, 3), st.integers(1, 4))
+def test_no_loss_sees_padding_or_neighbours(
+    batch: list[tuple[list[float], list[float]]], extra: int, drawn: int
+) -> None:
+    width = max(len(scores) for scores, _ in batch) + extra
+    s = torch.full((len(batch), width), torch.nan, dtype=torch.float64)
+    ranks, mask = s.clone(), torch.zeros(s.shape, dtype=torch.bool)
+    draws = torch.rand(len(batch), width, width, generator=torch.Generator().manual_seed(drawn))
+    for i, (scores, places) in enumerate(batch):
+        s[i, : len(scores)], ranks[i, : len(scores)], mask[i, : len(scores)] = double(scores), double(places), True
+    alone: dict[object, list[Tensor]] = {"k_wise": [], "all": [], "adjacent": [], drawn: []}
+    for i, (scores, places) in enumerate(batch):
+        row, place, own = double([scores]), double([places]), draws[i : i + 1, : len(scores), : len(scores)]
+        alone["k_wise"].append(losses.k_wise(row, ranks=place, ties="efron"))
+        for pairs in ("all", "adjacent", drawn):
+            sample = own if pairs == drawn else None
+            alone[pairs].append(losses.pairwise(row, ranks=place, pairs=pairs, draws=sample))
+    together = {"k_wise": losses.k_wise(s, mask, ranks=ranks, ties="efron")}
+    for pairs in ("all", "adjacent", drawn):
+        sample = draws if pairs == drawn else None
+        together[pairs] = losses.pairwise(s, mask, ranks=ranks, pairs=pairs, draws=sample)
+    for name, loss in together.items():
+        torch.testing.assert_close(loss, torch.stack(alone[name]).mean())
+
+
+def test_padding_that_entered_the_normaliser_elsewhere() -> None:
+    """sentence-transformers until #3827: one padded slot took this kind of loss from 0.263 to 0.976."""
+    s = double([[2.0, 0.8]]).requires_grad_()
+    plain = losses.k_wise(s)
+    (gradient,) = torch.autograd.grad(plain, s)
+    assert plain.item() == pytest.approx(math.log1p(math.exp(-1.2)))
+    padded = double([[2.0, 0.8, 0.0], [5.0, 1.0, 0.5]]).requires_grad_()
+    row = losses.plackett_luce_nll(padded, torch.tensor([[True, True, False], [True] * 3]))[0]
+    assert row.item() == pytest.approx(plain.item())
+    (with_pad,) = torch.autograd.grad(row, padded)
+    torch.testing.assert_close(with_pad[:1, :2], gradient)
+    assert (with_pad[1] == 0).all()
+
+
+def test_sampled_pairs_are_distinct_and_reproducible() -> None:
+    s, n = double([A, A[::-1]]), 5
+    draws = torch.rand(2, 7, 7, generator=torch.Generator().manual_seed(3))
+    expected = []
+    for row, own in zip(s, draws, strict=True):
+        taken = sorted((own[i, j].item(), i, j) for i in range(7) for j in range(i + 1, 7))[:n]
+        expected.append(np.mean([math.log1p(math.exp(row[j] - row[i])) for _, i, j in taken]))
+    assert losses.pairwise(s, pairs=n, draws=draws).item() == pytest.approx(np.mean(expected))
+    once, again, other = (
+        losses.pairwise(s, pairs=n, generator=torch.Generator().manual_seed(seed)).item() for seed in (3, 3, 4)
+    )
+    assert once == again == pytest.approx(np.mean(expected))
+    assert once != other
+    every = losses.pairwise(s, pairs=21, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(every, losses.pairwise(s))
+    torch.testing.assert_close(losses.pairwise(s, pairs=99, draws=draws), losses.pairwise(s))
+
+
+def test_sampled_pairs_are_right_on_average_and_follow_their_columns() -> None:
+    s, generator = double([[1.0, -0.5, 0.3, 2.0]]), torch.Generator().manual_seed(1)
+    many = s.expand(4000, 4)
+    assert losses.pairwise(many, pairs=2, generator=generator).item() == pytest.approx(
+        losses.pairwise(s).item(), abs=0.02
+    )
+    draws, order = torch.rand(1, 4, 4, generator=generator), [2, 0, 3, 1]
+    moved = losses.pairwise(s[:, order], ranks=double([order]), pairs=3, draws=draws[:, order][:, :, order])
+    torch.testing.assert_close(moved, losses.pairwise(s, pairs=3, draws=draws))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ({"pairs": "some"}, "unknown pairs"),
+        ({"pairs": 0, "generator": torch.Generator()}, "at least 1 pair"),
+        ({"pairs": 2}, "either draws or a generator"),
+        ({"pairs": 2, "draws": torch.zeros(1, 7, 7), "generator": torch.Generator()}, "either draws or a generator"),
+    ],
+)
+def test_bad_samples_of_pairs_are_refused(arguments: dict[str, object], match: str) -> None:
+    with pytest.raises(losses.LossError, match=match):
+        losses.pairwise(double([A]), **arguments)
+
+
+@quick
+@given(st.lists(st.floats(-3, 3), min_size=6, max_size=6), st.permutations(range(6)), st.integers(2, 6))
+def test_likelihoods_are_those_of_choix(utility: list[float], order: list[int], k: int) -> None:
+    chosen = order[:k]
+    ours = losses.plackett_luce_nll(double([[utility[i] for i in chosen]])).item()
+    assert ours == pytest.approx(-choix.log_likelihood_rankings([chosen], np.array(utility)), abs=1e-9)
+    best = losses.plackett_luce_nll(double([[utility[i] for i in chosen]]), top=1).item()
+    top1 = choix.log_likelihood_top1([(chosen[0], tuple(chosen[1:]))], np.array(utility))
+    assert best == pytest.approx(-top1, abs=1e-9)
 
 
 def test_fitted_utilities_equal_those_of_choix() -> None:
@@ -403,3 +568,9 @@ def test_divergence_estimates_are_unbiased_and_stable() -> None:
     tiny = losses.kl_k3(torch.tensor([1e-4]), torch.tensor([0.0]))
     assert tiny.item() == pytest.approx(5e-9, rel=1e-2)
     assert (losses.kl_k3(torch.randn(50, generator=torch.Generator().manual_seed(0)), torch.zeros(50)) >= 0).all()
+
+
+def test_shapes_are_checked_here() -> None:
+    """The hook of ``conftest.py`` is at work: a vector where rows are due is refused."""
+    with pytest.raises(TypeCheckError):
+        losses.k_wise(torch.zeros(3))

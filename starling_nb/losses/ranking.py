@@ -3,6 +3,9 @@
 Rows may hold different numbers of answers: ``mask`` is true for answers, false for padding. A row's loss
 depends on its own answers only, never on padding or on its neighbours, and adding a constant to its scores
 changes nothing.
+
+Rankings may be partial: an answer with rank +inf was not ranked. It lost to every ranked answer and says nothing
+about the other unranked ones, so it stays in every denominator and never stands in a numerator.
 """
 
 from __future__ import annotations
@@ -41,18 +44,20 @@ def k_wise(
     Args:
         scores: one score an answer, best first, or in any order when ``ranks`` is given.
         mask: true for answers, false for padding, anywhere in the row; default all true.
-        ranks: a number for each answer, smaller is better; only their order counts.
-        normalizer: what a row with K answers is divided by: ``"k-1"``, ``"pairs"`` (K(K-1)/2) or ``"none"``.
+        ranks: a number for each answer, smaller is better, +inf for unranked; only their order counts.
+        normalizer: what a row with K answers is divided by: ``"k-1"``, ``"pairs"`` (K(K-1)/2) or ``"none"``. K
+            counts all answers of the row, unranked ones too, so that ``top=m`` and ranks for the best m alone
+            are one loss.
         ties: how equal ranks are read, see :func:`plackett_luce_nll`.
         top: only the first ``top`` choices count (1: which answer is best); default the whole ranking.
         zero_sum_penalty: weight of (sum of a row's scores)², added before dividing; it pins the free
             constant.
 
     Returns:
-        The mean over rows with at least two answers, nats; other rows hold no comparison and do not count.
+        The mean over rows with at least two answers of which one is ranked, nats; other rows do not count.
 
     Raises:
-        LossError: unknown ``normalizer``, no row with two answers, or as :func:`plackett_luce_nll`.
+        LossError: unknown ``normalizer``, no row that counts, or as :func:`plackett_luce_nll`.
     """
     if normalizer not in NORMALIZERS:
         raise LossError(f"unknown normalizer {normalizer!r}: choose one of {', '.join(NORMALIZERS)}")
@@ -62,7 +67,8 @@ def k_wise(
         loss = loss + zero_sum_penalty * keep(scores, mask).sum(1).square()
     k = mask.sum(1).to(loss.dtype)
     divisor = {"k-1": k - 1, "pairs": k * (k - 1) / 2, "none": torch.ones_like(k)}[normalizer]
-    return _mean_of_rows(loss, divisor, k >= 2)
+    ranked = mask if ranks is None else mask & (ranks != torch.inf)
+    return _mean_of_rows(loss, divisor, (k >= 2) & ranked.any(1))
 
 
 def plackett_luce_nll(
@@ -75,20 +81,24 @@ def plackett_luce_nll(
 ) -> Float[Tensor, " batch"]:
     """Each row's negative log-probability, nats: ``sum_i [logsumexp(scores ranked at or below i) - s_i]``.
 
+    The sum runs over ranked answers; with unranked ones it is the probability of the ranked list summed over all
+    orders of the rest (Plackett 1975). A row without a ranked answer has loss 0.
+
     Args:
-        scores, mask, ranks, top: as in :func:`k_wise`.
-        ties: ``None`` refuses equal ranks; ``"average"`` takes the mean of the loss over all orders of the
-            tied answers (what breaking ties at random gives on average); ``"breslow"`` and ``"efron"`` are
-            the approximations of survival analysis (Breslow 1974, Efron 1977), which cost no more than a
-            ranking without ties.
+        scores, mask, ranks: as in :func:`k_wise`.
+        top: only the first ``top`` choices count; in a row that ranks fewer, all of them do.
+        ties: how ranked answers of equal rank are read (unranked answers do not tie). ``None`` refuses them;
+            ``"average"`` takes the mean of the loss over all orders of the tied answers (what breaking ties at
+            random gives on average); ``"breslow"`` and ``"efron"`` are the approximations of survival analysis
+            (Breslow 1974, Efron 1977), which cost no more than a ranking without ties.
 
     Raises:
-        LossError: ranks that tie while ``ties`` is None, unknown ``ties``, or ``top`` together with ties.
+        LossError: ranks that tie while ``ties`` is None, unknown ``ties``, ``top`` together with ties, a score of
+            an answer that is not finite, or a rank that is NaN or -inf.
     """
-    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
-    ranks = _ranks(scores, mask, ranks)
-    _check_ties(mask, ranks, ties, top)
-    s = keep(scores, mask)
+    s, mask, ranks = _read(scores, mask, ranks)
+    ranked = mask & (ranks < torch.inf)
+    _check_ties(ranked, ranks, ties, top)
     if ties == "average":
         return _average_over_orders(s, mask, ranks)
     both = mask[:, :, None] & mask[:, None, :]
@@ -100,7 +110,7 @@ def plackett_luce_nll(
         tied = both & (ranks[:, None, :] == ranks[:, :, None])
         earlier = tied.tril(-1).sum(2).to(s.dtype) / tied.sum(2).clamp(min=1)
         terms = terms + torch.where(tied, torch.log1p(-earlier)[:, :, None], 0.0)
-    kept = mask if top is None else mask & ((both & ~remaining).sum(2) < top)
+    kept = ranked if top is None else ranked & ((both & ~remaining).sum(2) < top)
     return torch.where(kept, terms.logsumexp(2) - s, 0.0).sum(1)
 
 
@@ -109,31 +119,54 @@ def pairwise(
     mask: Shaped[Tensor, "batch k"] | None = None,
     *,
     ranks: Shaped[Tensor, "batch k"] | None = None,
-    adjacent: bool = False,
+    pairs: str | int = "all",
     margin: float = 0.0,
+    draws: Float[Tensor, "batch k k"] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Float[Tensor, ""]:
     """Bradley-Terry loss ``-log sigmoid(better - worse - margin)``: mean over a row's pairs, then over rows.
 
-    InstructGPT (arXiv 2203.02155, eq. 1); MLE_2 of arXiv 2301.11270. Pairs of equal rank are left out.
+    InstructGPT (arXiv 2203.02155, eq. 1); MLE_2 of arXiv 2301.11270. Pairs of equal rank are left out, and so are
+    pairs of two unranked answers.
 
     Args:
         scores, mask, ranks: as in :func:`k_wise`.
-        adjacent: only pairs of neighbouring ranks (K - 1 of them) instead of all K(K-1)/2.
+        pairs: ``"all"``; ``"adjacent"``, answers of neighbouring ranks (K - 1 pairs where nothing ties); or a
+            number, so many pairs of each row drawn without replacement, all where a row has no more.
         margin: by how much the better score has to lead.
+        draws: with a number: a random number for each (better, worse) pair; those with the smallest are taken. A
+            row's sample then depends on its own draws alone, wherever it stands.
+        generator: with a number: makes the draws instead, for the whole batch at once.
 
     Raises:
-        LossError: no row holds two answers of different rank.
+        LossError: no row holds two answers of different rank, unknown ``pairs``, a number without exactly one of
+            ``draws`` and ``generator``, or scores or ranks that :func:`plackett_luce_nll` refuses.
     """
-    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
-    ranks = _ranks(scores, mask, ranks)
-    s = keep(scores, mask)
+    s, mask, ranks = _read(scores, mask, ranks)
     better = mask[:, :, None] & mask[:, None, :] & (ranks[:, :, None] < ranks[:, None, :])
-    if adjacent:
+    if isinstance(pairs, int):
+        better = _sample(better, pairs, draws, generator)
+    elif pairs == "adjacent":
         after = torch.where(better, ranks[:, None, :], torch.inf)
         better = better & (ranks[:, None, :] == after.amin(2, keepdim=True))
+    elif pairs != "all":
+        raise LossError(f"unknown pairs {pairs!r}: choose 'all', 'adjacent' or how many to draw from each row")
     losses = torch.where(better, F.softplus(margin - s[:, :, None] + s[:, None, :]), 0.0)
-    pairs = better.sum((1, 2))
-    return _mean_of_rows(losses.sum((1, 2)), pairs.to(s.dtype), pairs > 0)
+    count = better.sum((1, 2))
+    return _mean_of_rows(losses.sum((1, 2)), count.to(s.dtype), count > 0)
+
+
+def _sample(better: Tensor, n: int, draws: Tensor | None, generator: torch.Generator | None) -> Bool[Tensor, "b k k"]:
+    """``n`` of each row's pairs, those with the smallest draws."""
+    if n < 1 or (draws is None) == (generator is None):
+        raise LossError(f"pairs={n}: draw at least 1 pair, and pass either draws or a generator")
+    if draws is None:
+        assert generator is not None
+        draws = torch.rand(better.shape, generator=generator, device=generator.device)
+    keys = torch.where(better, draws.to(better.device), torch.inf).flatten(1)
+    place = keys.argsort(dim=1, stable=True).argsort(dim=1)
+    chosen: Tensor = better & (place < n).view_as(better)
+    return chosen
 
 
 def _mean_of_rows(loss: Tensor, divisor: Tensor, counted: Tensor) -> Tensor:
@@ -143,24 +176,33 @@ def _mean_of_rows(loss: Tensor, divisor: Tensor, counted: Tensor) -> Tensor:
     return torch.where(counted, loss / divisor.clamp(min=1), 0.0).sum() / counted.sum()
 
 
-def _ranks(scores: Tensor, mask: Tensor, ranks: Tensor | None) -> Tensor:
-    """Ranks in float64 (exact for integers), zero under padding; default: the order of the columns."""
+def _read(scores: Tensor, mask: Tensor | None, ranks: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Wide scores, a mask, and ranks in float64 (exact for integers); zeros under padding.
+
+    Without ranks, the columns are in order.
+    """
+    mask = torch.ones_like(scores, dtype=torch.bool) if mask is None else mask.bool()
+    s = keep(scores, mask)
+    if not bool(torch.isfinite(s).all()):
+        row = int((~torch.isfinite(s)).any(1).nonzero()[0])
+        raise LossError(f"row {row} holds a score that is NaN or infinite: lower the learning rate, or mask it out")
     if ranks is None:
-        return torch.arange(scores.shape[1], device=scores.device, dtype=torch.float64).expand(scores.shape)
+        order = torch.arange(scores.shape[1], device=scores.device, dtype=torch.float64)
+        return s, mask, order.expand(scores.shape)
     ranks = keep(ranks.double(), mask)
-    if not bool(torch.isfinite(ranks).all()):
-        raise LossError("a rank is not a finite number: mask the answer out or give it a rank")
-    return ranks
+    if not bool((ranks > -torch.inf).all()):
+        raise LossError("a rank is not a finite number (or +inf, unranked): mask the answer out or give it a rank")
+    return s, mask, ranks
 
 
-def _check_ties(mask: Tensor, ranks: Tensor, ties: str | None, top: int | None) -> None:
+def _check_ties(ranked: Tensor, ranks: Tensor, ties: str | None, top: int | None) -> None:
     if ties not in TIES:
         raise LossError(f"unknown ties {ties!r}: choose None, 'average', 'breslow' or 'efron'")
     if top is not None and (top < 1 or ties is not None):
         raise LossError("top must be at least 1, and it needs rankings without ties (ties=None)")
     if ties is None:
-        equal = (ranks[:, :, None] == ranks[:, None, :]) & mask[:, :, None] & mask[:, None, :]
-        rows = (equal.sum((1, 2)) > mask.sum(1)).nonzero().flatten()
+        equal = (ranks[:, :, None] == ranks[:, None, :]) & ranked[:, :, None] & ranked[:, None, :]
+        rows = (equal.sum((1, 2)) > ranked.sum(1)).nonzero().flatten()
         if len(rows):
             raise LossError(f"row {int(rows[0])} has equal ranks: pass ties='average', 'breslow' or 'efron'")
 
@@ -179,11 +221,11 @@ def _average_over_orders(s: Tensor, mask: Tensor, ranks: Tensor) -> Tensor:
     best = torch.where(sets, ranks[:, None, :], torch.inf).amin(2)
     group = worst_first[:, None, :] == best[:, :, None]
     worse = worst_first[:, None, :] > best[:, :, None]
-    possible = ((sets & ~group) == worse).all(2)
+    possible = ((sets & ~group) == worse).all(2) & (best < torch.inf)
     orders = [[1 / max(comb(n, m), 1) for m in range(k + 1)] for n in range(k + 1)]
     weight = torch.tensor(orders, dtype=s.dtype, device=s.device)[group.sum(2), (group & sets).sum(2)]
     lse = torch.where(sets, s[:, None, :], -torch.inf).logsumexp(2)
-    return torch.where(possible, weight * lse, 0.0).sum(1) - s.sum(1)
+    return torch.where(possible, weight * lse, 0.0).sum(1) - torch.where(ranks < torch.inf, s, 0.0).sum(1)
 
 
 @lru_cache(maxsize=16)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from starling_nb import files, losses
+from starling_nb.blocks import first_trainable, run_blocks
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.reward.comparisons import Comparison
@@ -60,14 +61,20 @@ class Read:
 
 
 @torch.inference_mode()
-def read(lm: LM, prepared: Sequence[Prepared], readout: str, row_tokens: int = 2048) -> Read:
-    """Post-norm states that a head reads, of comparisons prepared with ``trainable="head"``."""
+def read(lm: LM, prepared: Sequence[Prepared], readout: str, trainable: str = "head", row_tokens: int = 2048) -> Read:
+    """Post-norm states of the untrained backbone that a head reads.
+
+    ``trainable`` is what the comparisons were prepared for: the blocks above that trunk are run here.
+    """
     decoder: Any = lm.model.model
+    blocks = len(decoder.layers)
+    start = first_trainable(trainable, blocks)
     found: dict[int, Tensor] = {}
     for group in rows([len(item.packed.ids) for item in prepared], row_tokens):
         row = together([prepared[i].packed for i in group])
-        states = decoder.norm(torch.cat([prepared[i].states for i in group])).float()
-        seen = row.readout(readout) @ states
+        states = torch.cat([prepared[i].states for i in group])[None].to(lm.device, lm.dtype)
+        states = run_blocks(decoder, states, row.positions[None].to(lm.device), row.layout, start, blocks)
+        seen = row.readout(readout) @ decoder.norm(states)[0].float().cpu()
         found |= zip(group, seen.split(row.layout.counts), strict=True)
     return stack([found[i] for i in range(len(prepared))], [item.ranks for item in prepared])
 

@@ -1,16 +1,36 @@
-"""The scoreboard: every method on every kind of pair, beside baselines that know nothing of content."""
+"""The scoreboard: every method on every kind of pair, with what knows nothing of content and what labels allow at best.
+
+The longest-answer baseline and the ceiling are in every table, so that no accuracy stands alone.
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from typing import TYPE_CHECKING
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from scipy import stats as scipy_stats
 
 from starling_nb.reward import metrics
-from starling_nb.reward.comparisons import Comparison
-from starling_nb.stats import Interval, paired_difference
+from starling_nb.reward.metrics import MetricError
+from starling_nb.stats import Interval, mean_interval, paired_difference
+
+if TYPE_CHECKING:
+    from starling_nb.reward.comparisons import Comparison
 
 Scores = Sequence[Sequence[float]]
+NAMES = {
+    "all pairs": "pairwise_accuracy",
+    "held-out responders": "held_out_responders",
+    "same model": "same_model",
+    "same model, same length": "same_model_same_length",
+}
+UNKNOWN_CEILING = Interval(1.0, 0.5, 1.0, 0)
+"""What is known of the ceiling while nothing was ranked twice: it lies between a half and one."""
 
 
 def baselines(train: Sequence[Comparison], test: Sequence[Comparison]) -> dict[str, Scores]:
@@ -23,7 +43,8 @@ def kinds(pairs: pd.DataFrame, held_out: Sequence[str]) -> dict[str, pd.DataFram
     """Pairs by kind: all, those with a held-out responder, and two samples of the embedded model of like length."""
     better, worse = pairs.responder_better, pairs.responder_worse
     held = pairs[better.isin(held_out) | worse.isin(held_out)]
-    same = pairs[better.str.startswith("smollm2") & worse.str.startswith("smollm2")]
+    embedded = [side.astype(str).str.startswith("smollm2") for side in (better, worse)]
+    same = pairs[embedded[0] & embedded[1]]
     return {
         "all pairs": pairs,
         "held-out responders": held,
@@ -32,28 +53,46 @@ def kinds(pairs: pd.DataFrame, held_out: Sequence[str]) -> dict[str, pd.DataFram
     }
 
 
-def table(test: Sequence[Comparison], scores: Mapping[str, Scores], held_out: Sequence[str]) -> pd.DataFrame:
-    """Every method on every kind of pair and on whole rankings: method, metric, value, low, high, n."""
+def table(
+    test: Sequence[Comparison],
+    scores: Mapping[str, Scores],
+    held_out: Sequence[str],
+    ceiling: Interval | None = None,
+) -> pd.DataFrame:
+    """Every method on every kind of pair and on whole rankings: method, metric, value, low, high, n.
+
+    Beside accuracies and :func:`metrics.evaluate` there are ``length_controlled`` accuracy and ``length_slope``, each
+    where the pairs allow it: a kind without pairs, and a figure that needs other lengths, have no row.
+
+    Args:
+        test: ranked comparisons.
+        scores: of each method, one list a comparison. The longest-answer baseline is added if it is not there.
+        held_out: responders that training never saw.
+        ceiling: accuracy on all pairs that the labels allow, see :class:`starling_nb.reward.calibration.Ceiling`;
+            unknown, its row says that it lies between 0.5 and 1, with n = 0.
+
+    Raises:
+        MetricError: as :func:`metrics.evaluate`.
+    """
+    longest = {} if "longest" in scores else {"longest": [metrics.longest(c) for c in test]}
     rows = []
-    for method, values in scores.items():
-        for kind, part in kinds(metrics.pairs(test, values), held_out).items():
-            if len(part):
-                found = metrics.mean_interval(part.right, part.prompt_id)
-                rows.append({"method": method, "metric": kind, **vars(found)})
-        for metric, found in metrics.evaluate(test, values).items():
-            if metric != "pairwise_accuracy":
-                rows.append({"method": method, "metric": metric, **vars(found)})
-    board = pd.DataFrame(rows)
-    board["metric"] = board.metric.replace(NAMES)
-    return board
+    for method, values in {**scores, **longest}.items():
+        rows += [{"method": method, "metric": name, **vars(x)} for name, x in _figures(test, values, held_out).items()]
+    rows.append({"method": "ceiling", "metric": NAMES["all pairs"], **vars(ceiling or UNKNOWN_CEILING)})
+    return pd.DataFrame(rows)
 
 
-NAMES = {
-    "all pairs": "pairwise_accuracy",
-    "held-out responders": "held_out_responders",
-    "same model": "same_model",
-    "same model, same length": "same_model_same_length",
-}
+def _figures(test: Sequence[Comparison], values: Scores, held_out: Sequence[str]) -> dict[str, Interval]:
+    """One method's figures by metric."""
+    every = metrics.pairs(test, values)
+    parts = {NAMES[kind]: part for kind, part in kinds(every, held_out).items() if len(part)}
+    found = {name: mean_interval(part.right, part.prompt_id) for name, part in parts.items()}
+    found |= {name: x for name, x in metrics.evaluate(test, values).items() if name not in found}
+    with suppress(MetricError):
+        found["length_controlled"] = metrics.length_controlled(every)
+    with suppress(MetricError):
+        found["length_slope"] = metrics.length_drift(test, values)["slope"]
+    return found
 
 
 def of_pairs(board: pd.DataFrame) -> pd.DataFrame:
@@ -62,8 +101,15 @@ def of_pairs(board: pd.DataFrame) -> pd.DataFrame:
 
 
 def cell(board: pd.DataFrame, method: str, kind: str) -> Interval:
-    """One cell of the scoreboard."""
-    row = board[(board.method == method) & (board.metric == NAMES.get(kind, kind))].iloc[0]
+    """One cell of the scoreboard, by kind of pair or by metric.
+
+    Raises:
+        MetricError: the scoreboard has no such cell.
+    """
+    rows = board[(board.method == method) & (board.metric == NAMES.get(kind, kind))]
+    if rows.empty:
+        raise MetricError(f"the scoreboard has no {kind!r} of {method!r}: there were no such pairs, or no such method")
+    row = rows.iloc[0]
     return Interval(float(row.value), float(row.low), float(row.high), int(row.n))
 
 
@@ -75,10 +121,13 @@ def lead(
     kind: str,
     held: Sequence[str],
 ) -> Interval:
-    """Accuracy of one method minus another's on one kind of pair, paired, interval over prompts."""
-    mine = kinds(metrics.pairs(test, scores[ours]), held)[kind]
-    theirs = kinds(metrics.pairs(test, scores[rival]), held)[kind]
-    return paired_difference(mine.right, theirs.right, clusters=mine.prompt_id)
+    """Accuracy of one method minus another's on one kind of pair, paired, interval over prompts.
+
+    Raises:
+        MetricError: there is no pair of the kind.
+    """
+    gap, prompts = _paired(test, scores, ours, rival, kind, held)
+    return paired_difference(gap, np.zeros(len(gap)), clusters=prompts)
 
 
 def leads(
@@ -91,3 +140,75 @@ def leads(
             gap = lead(test, scores, "k_wise", rival, kind, held)
             found.append((f"beats_{rival}.{NAMES[kind]}", f"K-wise reward - {rival} baseline, accuracy, {kind}", gap))
     return found
+
+
+def smallest_lead(
+    test: Sequence[Comparison],
+    scores: Mapping[str, Scores],
+    ours: str,
+    rival: str,
+    kind: str,
+    held: Sequence[str],
+) -> float:
+    """The true lead that this many prompts would show four times in five, see :func:`smallest_difference`.
+
+    Raises:
+        MetricError: there is no pair of the kind, or one prompt alone.
+    """
+    return smallest_difference(*_paired(test, scores, ours, rival, kind, held))
+
+
+def smallest_difference(differences: ArrayLike, clusters: ArrayLike, power: float = 0.8, level: float = 0.95) -> float:
+    """Smallest detectable mean difference: its standard error, clustered, times 2.8 (normal quantiles, two-sided).
+
+    Args:
+        differences: one number a pair, for example right by one method less right by the other.
+        clusters: the prompt of each.
+        power: the chance of seeing it. level: of the interval that has to exclude 0.
+
+    Raises:
+        MetricError: fewer than two clusters, or lengths that differ.
+    """
+    x, names = np.asarray(differences, dtype=np.float64), np.asarray(clusters)
+    if x.shape != names.shape or len(set(names.tolist())) < 2:
+        raise MetricError("the smallest detectable difference needs differences of two prompts or more, with their ids")
+    sums = np.bincount(np.unique(names, return_inverse=True)[1], weights=x - x.mean())
+    error = math.sqrt(np.sum(sums**2) * len(sums) / (len(sums) - 1)) / len(x)
+    return float(scipy_stats.norm.ppf((1 + level) / 2) + scipy_stats.norm.ppf(power)) * error
+
+
+def flat_scores(scores: Scores, least: float = 1e-3) -> str | None:
+    """A warning if scores hardly differ within prompts: pooled standard deviation below ``least`` logits."""
+    every = [np.asarray(values, dtype=np.float64) for values in scores if len(values) > 1]
+    if any(not np.isfinite(values).all() for values in every):
+        return "some scores are not finite: the reward model has diverged"
+    if not every:
+        return "no prompt has two scores: nothing tells whether the reward model ranks"
+    spread = math.sqrt(sum(float(((v - v.mean()) ** 2).sum()) for v in every) / sum(len(v) - 1 for v in every))
+    if spread >= least:
+        return None
+    return (
+        f"scores of one prompt's answers differ by {spread:.1g} (standard deviation): the reward model learned nothing"
+    )
+
+
+def at_chance(accuracy: Interval) -> str | None:
+    """A warning if an accuracy cannot be told from a coin's: its interval contains 0.5, or there is none."""
+    if not math.isfinite(accuracy.low) or not math.isfinite(accuracy.high):
+        return (
+            f"the accuracy of {accuracy.value:.3f} has no interval: {accuracy.n} prompt(s) cannot tell it from chance"
+        )
+    if not accuracy.low <= 0.5 <= accuracy.high:
+        return None
+    span = f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]"
+    return f"the accuracy of {span} may be chance (0.5): train longer, or test on more prompts"
+
+
+def _paired(
+    test: Sequence[Comparison], scores: Mapping[str, Scores], ours: str, rival: str, kind: str, held: Sequence[str]
+) -> tuple[metrics.Floats, pd.Series]:
+    """Right by one method less right by the other on each pair of a kind, and the pairs' prompts."""
+    mine, theirs = (kinds(metrics.pairs(test, scores[name]), held)[kind] for name in (ours, rival))
+    if mine.empty:
+        raise MetricError(f"there is no pair of the kind {kind!r}: nothing can lead on it")
+    return mine.right.to_numpy() - theirs.right.to_numpy(), mine.prompt_id

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from starling_nb import files, losses
 from starling_nb.errors import StarlingError
+from starling_nb.losses import LossError
 from starling_nb.models import LM
 from starling_nb.reward.packing import rows
 from starling_nb.reward.scoring import Prepared, Report, Scorer, fresh, score_row
@@ -106,7 +107,10 @@ def train(
         scale = _schedule(step, len(order), recipe.warmup)
         for group, lr in zip(optimizer.param_groups, base, strict=True):
             group["lr"] = lr * scale
-        loss, spread = _gradient(accelerator, scorer, [prepared[i] for i in order[step]], recipe)
+        try:
+            loss, spread = _gradient(accelerator, scorer, [prepared[i] for i in order[step]], recipe)
+        except LossError as error:
+            raise StarlingError(f"the loss is not a number at step {step} ({error}): lower lr and head_lr") from error
         _guard(loss, spread, step, len(order), recipe)
         accelerator.clip_grad_norm_(scorer.parameters(), 1.0)
         optimizer.step()
