@@ -113,6 +113,8 @@ class RewardTraining(Common):
     """Where the score is read: last_token (as published), mean or both."""
     trainable: str
     """Which of the kept blocks learn."""
+    curve_seeds: int
+    """Subsets of the training comparisons for each point of the learning curves."""
     held_out: list
     """Responders whose answers no training comparison holds."""
 

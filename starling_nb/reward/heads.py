@@ -6,7 +6,7 @@ loss decides what comes out: no learning rate, no order, no stopping.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -168,47 +168,59 @@ def _right(scores: Tensor, seen: Read) -> tuple[Tensor, Tensor]:
     return torch.where(better, right, 0.0).sum((1, 2)), better.sum((1, 2))
 
 
-def best(train: Read, validation: Read, loss: str, ridges: Sequence[float] = RIDGES) -> tuple[Tensor, float]:
+def best(
+    train: Read, validation: Read, loss: str, ridges: Sequence[float] = RIDGES, position_term: bool = False
+) -> tuple[Tensor, float]:
     """The head of that ridge which orders the validation pairs best, and the ridge."""
-    heads = {ridge: fit(train, loss, ridge) for ridge in ridges}
+    heads = {ridge: fit(train, loss, ridge, position_term) for ridge in ridges}
     chosen = max(ridges, key=lambda ridge: accuracy(validation, heads[ridge]))
     return heads[chosen], chosen
 
 
 def curve(
-    train: Read, validation: Read, test: Read, sizes: Sequence[int], seeds: int, ridges: Sequence[float] = RIDGES
+    train: Read,
+    validation: Read,
+    test: Read,
+    sizes: Sequence[int],
+    seeds: int,
+    ridges: Sequence[float] = RIDGES,
+    relabel: Callable[[Read, str, int], Read] | None = None,
 ) -> pd.DataFrame:
     """Test accuracy by loss over subsets of the training comparisons.
 
     Every seed draws one order of the comparisons; a size takes its first ones, the same for both losses. Validation
-    chooses each ridge. Columns: seed, size, loss, ridge, accuracy.
+    chooses each ridge. A simulated judge labels anew for every seed: ``relabel`` gets a part, its name and the seed.
+    Columns: seed, size, loss, ridge, accuracy.
     """
     found = []
     for seed in range(seeds):
         order = files.rng(seed, "learning curve").permutation(len(train)).tolist()
+        learn, check = train, validation
+        if relabel is not None:
+            learn, check = relabel(train, "train", seed), relabel(validation, "validation", seed)
         for size in sizes:
-            part = train.some(order[:size])
+            part = learn.some(order[:size])
             for loss in LOSSES:
-                head, ridge = best(part, validation, loss, ridges)
+                head, ridge = best(part, check, loss, ridges)
                 found.append(
                     {"seed": seed, "size": size, "loss": loss, "ridge": ridge, "accuracy": accuracy(test, head)}
                 )
     return pd.DataFrame(found)
 
 
-def label_ratio(points: pd.DataFrame, draws: int = 2000) -> Interval:
+def label_ratio(points: pd.DataFrame, draws: int = 2000) -> Interval | None:
     """Comparisons that K-wise training needs for each that pairwise training needs, for the same accuracy.
 
     Below 1 K-wise learns from fewer. Accuracy is taken to grow with the logarithm of the number of comparisons, with
     one slope for both losses; the gap between them, divided by that slope, is the ratio's logarithm. The interval
-    (95 %) resamples seeds. Without growth (a slope whose interval holds 0) the ratio means nothing: then an error.
+    (95 %) resamples seeds. Without growth (a slope whose interval holds 0) the ratio means nothing: then None.
 
     Args:
         points: as :func:`curve` gives.
         draws: resamples.
 
     Raises:
-        StarlingError: fewer than two seeds or sizes, or accuracy that does not grow.
+        StarlingError: fewer than two seeds or sizes.
     """
     table = points.pivot(index=["seed", "size"], columns="loss", values="accuracy")
     seeds = table.index.get_level_values("seed").unique()
@@ -227,24 +239,27 @@ def label_ratio(points: pd.DataFrame, draws: int = 2000) -> Interval:
     chosen = files.rng(0, "label ratio").integers(len(seeds), size=(draws, len(seeds)))
     gaps, slopes = parts(chosen)
     if np.quantile(slopes, 0.025) <= 0:
-        raise StarlingError("accuracy does not grow with the number of comparisons: no label ratio can be told")
+        return None
     low, high = np.quantile(np.exp(-gaps / slopes), [0.025, 0.975])
     return Interval(float(np.exp(-gap / slope)), float(low), float(high), len(seeds))
 
 
-def plackett_luce_ranks(utilities: Sequence[Sequence[float]], seed: int) -> Tensor:
-    """Ranks ``[N, K]`` drawn from a Plackett-Luce model with these utilities (Gumbel noise), ragged K padded with 0."""
-    return _drawn(utilities, seed, lambda draw, k: draw.gumbel(size=k))
+def plackett_luce_ranks(utilities: Sequence[Sequence[float]], *ids: str | int) -> Tensor:
+    """Ranks ``[N, K]`` drawn from a Plackett-Luce model with these utilities (Gumbel noise), ragged K padded with 0.
+
+    ``ids`` decide the draw.
+    """
+    return _drawn(utilities, ids, lambda draw, k: draw.gumbel(size=k))
 
 
-def thurstone_ranks(utilities: Sequence[Sequence[float]], seed: int) -> Tensor:
+def thurstone_ranks(utilities: Sequence[Sequence[float]], *ids: str | int) -> Tensor:
     """The same under normal noise of the Gumbel's variance (Thurstone 1927): a judge that is not Plackett-Luce."""
-    return _drawn(utilities, seed, lambda draw, k: draw.normal(size=k) * np.pi / np.sqrt(6))
+    return _drawn(utilities, ids, lambda draw, k: draw.normal(size=k) * np.pi / np.sqrt(6))
 
 
-def _drawn(utilities: Sequence[Sequence[float]], seed: int, noise: Any) -> Tensor:
+def _drawn(utilities: Sequence[Sequence[float]], ids: tuple[str | int, ...], noise: Any) -> Tensor:
     ranks = []
     for number, row in enumerate(utilities):
-        draw = files.rng(seed, "judge", number)
-        ranks.append(torch.tensor((-(np.asarray(row) + noise(draw, len(row)))).argsort().argsort() + 1.0))
+        heard = np.asarray(row) + noise(files.rng(0, "judge", *ids, number), len(row))
+        ranks.append(torch.tensor((-heard).argsort().argsort() + 1.0))
     return torch.nn.utils.rnn.pad_sequence(ranks, batch_first=True)

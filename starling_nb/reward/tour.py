@@ -1,9 +1,10 @@
-"""What notebook 03 shows of packing and training, beside the work itself."""
+"""What notebook 03 shows of packing, labels and learning, beside the work itself."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -12,9 +13,14 @@ import torch
 from starling_nb.blocks import trunk_states
 from starling_nb.chat import ChatFormat
 from starling_nb.models import LM
+from starling_nb.nectar import prompts
+from starling_nb.reward import calibration, heads
+from starling_nb.reward.calibration import Ceiling
 from starling_nb.reward.comparisons import Comparison
+from starling_nb.reward.metrics import MetricError, pairs
 from starling_nb.reward.model import RewardModel
 from starling_nb.reward.packing import pack
+from starling_nb.stats import mean_interval
 
 
 def packing_saves(form: ChatFormat, comparisons: Sequence[Comparison]) -> float:
@@ -44,3 +50,66 @@ def relative_loss(history: pd.DataFrame) -> pd.DataFrame:
     """Training losses divided by each method's first value, so that two losses fit one axis."""
     first = history.groupby("method").loss.transform("first")
     return history.assign(loss=history.loss / first)
+
+
+def keyed(rankings: pd.DataFrame, every: Sequence[prompts.Prompt]) -> pd.DataFrame:
+    """Rankings under the prompt keys that comparisons have, in the place of the prompts' own names."""
+    keys = {one.id: prompts.key(one.messages) for one in every}
+    return rankings.assign(prompt_id=rankings.prompt_id.map(keys))
+
+
+def labellings(comparisons: Sequence[Comparison], rankings: pd.DataFrame) -> list[list[Comparison]]:
+    """Every pass of the judge over the comparisons that all passes ranked, as labels of their own."""
+    valid = rankings[rankings.ranking.notna()]
+    passes = [part.set_index("prompt_id") for _, part in valid.groupby("order")]
+    shared = [one for one in comparisons if all(one.prompt_id in part.index for part in passes)]
+
+    def ranks(one: Comparison, record: Mapping[str, Any]) -> list[float]:
+        place = {name: i for i, name in enumerate(record["models"])}
+        order = {int(shown): float(i) for i, shown in enumerate(record["ranking"], 1)}
+        return [order[place[name]] for name in one.responders]
+
+    return [[replace(one, ranks=ranks(one, part.loc[one.prompt_id])) for one in shared] for part in passes]
+
+
+def ceiling(comparisons: Sequence[Comparison], rankings: pd.DataFrame) -> Ceiling | None:
+    """What the judge's noise leaves a reward model to reach on one of its rankings; None if it ranked only once."""
+    try:
+        return calibration.ceiling(calibration.self_agreement(labellings(comparisons, rankings)))
+    except MetricError:
+        return None
+
+
+def mean_curve(points: pd.DataFrame) -> pd.DataFrame:
+    """A learning curve's means over seeds: size, loss, accuracy, low, high."""
+    rows = []
+    for (size, loss), part in points.groupby(["size", "loss"]):
+        found = mean_interval(part.accuracy)
+        rows.append({"size": size, "loss": loss, "accuracy": found.value, "low": found.low, "high": found.high})
+    return pd.DataFrame(rows)
+
+
+def position_arms(
+    seen: Mapping[str, heads.Read], train: Sequence[Comparison], rankings: pd.DataFrame
+) -> dict[str, list[list[float]]]:
+    """Scores of the test comparisons by heads on the same rankings, used in three ways.
+
+    ``merged`` learns one ranking a prompt, the mean over the judge's passes; ``each_pass`` learns every pass as it is;
+    ``position_term`` learns a number for each shown place beside it and throws that away.
+    """
+    each = heads.by_ranking(seen["train"], train, rankings)
+    arms = {"merged": (seen["train"], False), "each_pass": (each, False), "position_term": (each, True)}
+    found = {}
+    for name, (labels, term) in arms.items():
+        head, _ = heads.best(labels, seen["validation"], "k_wise", position_term=term)
+        found[name] = seen["test"].scores(head)
+    return found
+
+
+def claims_and_truth(comparisons: Sequence[Comparison], scores: Mapping[str, Any]) -> pd.DataFrame:
+    """Calibration of several methods in one table: method, predicted, value, low, high, pairs."""
+    tables = []
+    for method, values in scores.items():
+        bins = calibration.calibration(pairs(comparisons, values)).bins
+        tables.append(bins.assign(method=method))
+    return pd.concat(tables, ignore_index=True)
