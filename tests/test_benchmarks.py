@@ -7,11 +7,15 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 
+import toy
+from benchmarks import packing_speed, real_labels
 from benchmarks.keep_reference import check, clean, without_paths
 from benchmarks.study import over_seeds
 from starling_nb import files
 from starling_nb.errors import StarlingError
+from starling_nb.reward.comparisons import Comparison
 
 
 def test_a_study_has_the_t_interval_over_its_seeds() -> None:
@@ -62,3 +66,55 @@ def test_only_a_clean_finished_run_becomes_the_reference(
     files.write_json(tmp_path / "metrics.json", {"claim.03.a": {"value": 1.0, "verdict": verdict}})
     with pytest.raises(StarlingError, match=said):
         check(tmp_path)
+
+
+def test_folds_measure_on_other_prompts_and_other_models_than_they_learn_from() -> None:
+    every = [
+        Comparison(
+            f"p{i}", toy.user(f"why {i}?"), [f"a{k}" for k in range(6)], [f"m{(i + k) % 9}" for k in range(6)], ranks
+        )
+        for i, ranks in enumerate([[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]] * 24)
+    ]
+    parts = real_labels.folds(every)
+    assert len(parts) == 4
+    for learn, measure in parts:
+        assert learn
+        assert measure
+        assert not {one.prompt_id for one in learn} & {one.prompt_id for one in measure}
+        assert not {m for one in learn for m in one.responders} & {m for one in measure for m in one.responders}
+    assert {m for _, measure in parts for one in measure for m in one.responders} == {f"m{i}" for i in range(9)}
+
+
+def test_a_lead_over_length_is_that_of_the_pairs() -> None:
+    texts = ["one two three", "four five six", "one"]
+    test = [Comparison(f"p{i}", toy.user("why?"), texts, list("abc"), [1.0, 2.0, 3.0]) for i in range(5)]
+    found = real_labels.beyond_length(test, [[3.0, 2.0, 1.0]] * 5)
+    assert found["accuracy"]["value"] == 1.0
+    assert found["longest"]["value"] == pytest.approx(2.5 / 3)
+    assert found["lead"]["value"] == pytest.approx(0.5 / 3)
+    assert found["length_matched"]["value"] == 1.0
+    assert found["length_matched_pairs"] == 5
+    assert found["pairs"] == 15
+
+
+def test_drawn_comparisons_are_seven_answers_of_uneven_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("STARLING_NB_REAL_DATA", raising=False)
+    lm = toy.lm()
+    items = packing_speed.comparisons(3, lm)
+    assert [len(one.answers) for one in items] == [7, 7, 7]
+    assert items == packing_speed.comparisons(3, lm)
+    assert len({len(answer) for one in items for answer in one.answers}) > 5
+
+
+def test_both_timed_ways_send_the_same_gradients_down() -> None:
+    found = []
+    for method in (packing_speed.packed, packing_speed.padded):
+        lm = toy.lm()
+        step, work, sizes = method(lm, toy.comparisons((4, 3)), head=torch.linspace(-1, 1, 32))
+        for one in work:
+            step(one)
+        assert sum(sizes) > 0
+        found.append({name: part.grad for name, part in lm.model.model.named_parameters()})
+    for name, grad in found[0].items():
+        assert grad.abs().sum() > 0
+        torch.testing.assert_close(grad, found[1][name], rtol=1e-4, atol=1e-5)
