@@ -208,6 +208,8 @@ def train_reward(
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"
     typer.echo(f"comparisons: {done.sizes}; left out: {dropped}; prompt tokens cut: {done.cut}")
     typer.echo(done.board[done.board.metric == "pairwise_accuracy"].to_string(index=False))
+    for warning in done.warnings:
+        typer.echo(f"look: {warning}", err=True)
     typer.echo(f"{done.model}")
 
 

@@ -124,6 +124,8 @@ def self_agreement(rankings: Sequence[Sequence[Comparison]]) -> Interval:
     for one, other in pairwise(rankings):
         if [(c.prompt_id, c.answers) for c in one] != [(c.prompt_id, c.answers) for c in other]:
             raise MetricError("the labellings rank different answers, or list them in another order: align them first")
+        if not all(math.isfinite(rank) for c in (*one, *other) for rank in c.ranks):
+            raise MetricError("a labelling leaves an answer unranked: leave that comparison out")
         found.append(pairs(one, [[-rank for rank in c.ranks] for c in other]))
     if not found or (table := pd.concat(found)).empty:
         raise MetricError("self-agreement needs two labellings that prefer some answers to others")

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 
 from starling_nb import files
+from starling_nb.chat import Message
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.model import RewardModel
 from starling_nb.stats import mean_interval
@@ -72,7 +73,8 @@ def habits(model: RewardModel, comparisons: Sequence[Comparison], most: int = 10
     order = files.rng(seed, "habits").permutation(len(comparisons)).tolist()[:most]
     chosen = [comparisons[i] for i in order]
     picks = [int(files.rng(seed, "habits", one.prompt_id).integers(len(one.answers))) for one in chosen]
-    texts, spans = [], []
+    texts: list[list[Message]] = []
+    spans = []
     for one, pick in zip(chosen, picks, strict=True):
         changed = [change(one.answers[pick]) for change in CHANGES.values()]
         spans.append((len(texts), len(one.answers)))

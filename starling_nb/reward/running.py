@@ -60,6 +60,8 @@ class Trained:
     """Comparisons by split."""
     cut: int
     """Prompt tokens left out so that answers fit."""
+    warnings: list[str]
+    """Flat scores, accuracy at chance: what should be looked at before the model is used."""
 
 
 def run(plan: Plan, named: Named) -> Trained:
@@ -99,7 +101,8 @@ def run(plan: Plan, named: Named) -> Trained:
     files.write_text(plan.out / "curve.csv", pd.DataFrame(history).to_csv(index=False))
     sizes = {name: len(items) for name, items in parts.items()}
     cut = sum(item.packed.cut for items in ready.values() for item in items)
-    return Trained(plan.out / "model", board, dropped, sizes, cut)
+    warnings = scoreboard.warnings_of(board, scores, [plan.recipe.loss])
+    return Trained(plan.out / "model", board, dropped, sizes, cut, warnings)
 
 
 def score(model: RewardModel, source: Path, out: Path) -> tuple[int, int]:

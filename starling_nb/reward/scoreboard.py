@@ -204,6 +204,15 @@ def at_chance(accuracy: Interval) -> str | None:
     return f"the accuracy of {span} may be chance (0.5): train longer, or test on more prompts"
 
 
+def warnings_of(board: pd.DataFrame, scores: Mapping[str, Scores], methods: Sequence[str]) -> list[str]:
+    """What is wrong with trained methods at first sight: flat scores, or accuracy at chance; each names its method."""
+    found = []
+    for method in methods:
+        told = (flat_scores(scores[method]), at_chance(cell(board, method, "all pairs")))
+        found += [f"{method}: {text}" for text in told if text]
+    return found
+
+
 def _paired(
     test: Sequence[Comparison], scores: Mapping[str, Scores], ours: str, rival: str, kind: str, held: Sequence[str]
 ) -> tuple[metrics.Floats, pd.Series]:

@@ -156,10 +156,18 @@ def test_labels_that_do_not_belong_together_are_refused() -> None:
     for rankings in ([one], [], [[replace(one[0], ranks=[1.0, 1.0])], one]):
         with pytest.raises(metrics.MetricError, match="two labellings"):
             calibration.self_agreement(rankings)
-    with pytest.raises(metrics.MetricError, match="not finite"):
-        calibration.self_agreement([one, [replace(one[0], ranks=[1.0, math.inf])]])
     for qualities in ([], [[1.0]], [[1.0, math.nan]]):
         with pytest.raises(metrics.MetricError, match="two answers"):
             calibration.plackett_luce_ceiling(qualities)
     with pytest.raises(metrics.MetricError, match="between 0 and 1"):
         calibration.ceiling(Interval(1.4, 1.3, 1.5, 9))
+
+
+@pytest.mark.parametrize("place", [0, 1])
+def test_an_unranked_answer_is_refused_in_either_labelling(place: int) -> None:
+    whole = toy.comparisons((3,))
+    lacking = [replace(whole[0], ranks=[1.0, float("inf"), 2.0])]
+    both = [whole, whole]
+    both[place] = lacking
+    with pytest.raises(metrics.MetricError, match="unranked"):
+        calibration.self_agreement(both)

@@ -159,3 +159,14 @@ def test_warnings_of_an_accuracy_at_chance() -> None:
     single = scoreboard.at_chance(Interval(1.0, math.nan, math.nan, 1))
     assert single is not None
     assert "no interval" in single
+
+
+def test_warnings_name_the_method_that_learned_nothing(test_part: list[Comparison]) -> None:
+    flat = [[1.0 + 1e-6 * i for i, _ in enumerate(item.answers)] for item in test_part]
+    coin = [[(i * 7 + n) % 4 * 1.0 for i, _ in enumerate(item.answers)] for n, item in enumerate(test_part)]
+    scores = {"fine": oracle(test_part), "flat": flat, "coin": coin}
+    board = scoreboard.table(test_part, scores, [])
+    told = scoreboard.warnings_of(board, scores, list(scores))
+    assert not any(text.startswith("fine") for text in told)
+    assert any(text.startswith("flat: scores of one prompt") for text in told)
+    assert any(text.startswith("coin: the accuracy of") for text in told)
