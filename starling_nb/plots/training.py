@@ -91,8 +91,12 @@ def lines(
     xlabel: str = "",
     ylabel: str = "",
     title: str = "",
+    diagonal: bool = False,
 ) -> Figure:
-    """Curves of ``y`` over ``x``, one a ``hue``, with a band from ``low`` to ``high`` where given."""
+    """Curves of ``y`` over ``x``, one a ``hue``, with a band from ``low`` to ``high`` where given.
+
+    A ``diagonal`` marks where ``y`` equals ``x``.
+    """
     need(df, x, y, *([hue] if hue else []))
     fig = Picture(figsize=(7, 4.2), layout="constrained")
     ax = fig.subplots()
@@ -103,6 +107,8 @@ def lines(
         if {"low", "high"} <= set(part):
             low, high = part["low"].astype(float), part["high"].astype(float)
             ax.fill_between(part[x], low, high, color=colour, alpha=0.18)
+    if diagonal:
+        ax.axline((0.5, 0.5), slope=1, color=MUTED, linestyle=":", linewidth=1.2)
     ax.set(xlabel=xlabel or x, ylabel=ylabel or y, title=title)
     legend(ax)
     return fig
