@@ -342,10 +342,11 @@ def train() -> None:
 
 
 def _keep(found: dict[str, Any]) -> None:
-    """Put parts of the result beside those that are there."""
+    """Put parts of the result beside those that are there; the head is that of the latest."""
     path = records.FOLDER / "real_labels.json"
     before = files.read_json(path) if path.exists() else {}
-    records.keep("real_labels.json", before | found)
+    kept = {name: part for name, part in before.items() if name not in ("git", "cpu", "cores")}
+    records.keep("real_labels.json", kept | found)
 
 
 if __name__ == "__main__":
