@@ -145,6 +145,7 @@ def trl_pairs(lm: models.LM, items: Sequence[Comparison]) -> tuple[Step, list[An
     trainer = RewardTrainer(
         model=model, args=arguments, train_dataset=Dataset.from_list(rows), processing_class=tokenizer
     )
+    trainer.current_gradient_accumulation_steps = 1  # what its own loop would set
     batches = list(trainer.get_train_dataloader())
     model.train()
     return lambda batch: trainer.training_step(model, batch), batches, [b["input_ids"].numel() for b in batches]
