@@ -35,7 +35,7 @@ from starling_nb.blocks import run_blocks
 from starling_nb.errors import StarlingError
 from starling_nb.progress import named, track
 from starling_nb.reward import comparisons as ranked
-from starling_nb.reward import heads, metrics, scoring, training
+from starling_nb.reward import heads, metrics, scoreboard, scoring, training
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.packing import READOUTS, pack, rows, together
 from starling_nb.reward.scoring import Prepared
@@ -204,7 +204,7 @@ def beyond_length(test: Sequence[Comparison], scores: Sequence[Sequence[float]])
         "lead": gap,
         "length_matched": mean_interval(alike.right, alike.prompt_id),
     }
-    detectable = 2.8 * (gap.high - gap.low) / 3.92
+    detectable = scoreboard.smallest_difference(mine.right - theirs.right, mine.prompt_id)
     return {name: one.as_dict() for name, one in found.items()} | {
         "pairs": len(mine),
         "length_matched_pairs": len(alike),
@@ -313,12 +313,13 @@ def _judges(items: dict[str, list[Comparison]], states: dict[tuple[str, str], Te
 def _efficiency(points: pd.DataFrame) -> dict[str, Any]:
     """How K-wise fares against pairwise on a learning curve; intervals over subsets (and labels, where drawn anew)."""
     by_seed = points.pivot_table(index="seed", columns="loss", values="accuracy")
-    gap, ratio = mean_interval(by_seed.k_wise - by_seed.pairwise), heads.label_ratio(points)
+    gaps = by_seed.k_wise - by_seed.pairwise
+    gap, ratio = mean_interval(gaps), heads.label_ratio(points)
     means = points.groupby(["size", "loss"]).accuracy.mean().unstack().reset_index()
     return {
         "label_ratio": None if ratio is None else ratio.as_dict(),
         "k_wise_minus_pairwise": gap.as_dict(),
-        "smallest_detectable_difference": 2.8 * (gap.high - gap.low) / 3.92,
+        "smallest_detectable_difference": scoreboard.smallest_difference(gaps, gaps.index),
         "accuracy": means.to_dict("records"),
     }
 

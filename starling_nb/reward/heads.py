@@ -22,9 +22,9 @@ from starling_nb.models import LM
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.packing import rows, together
 from starling_nb.reward.scoring import Prepared
+from starling_nb.reward.training import LOSSES
 from starling_nb.stats import Interval
 
-LOSSES = ("k_wise", "pairwise")
 RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 """Weights of the squared norm from which validation chooses, for every loss and size anew."""
 
