@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM, MistralConfig, Qwen3Config
 
 import toy
+from starling_nb import shared_prompt
 from starling_nb.blocks import run_blocks
 from starling_nb.errors import StarlingError
 from starling_nb.shared_prompt import Layout, Tree, attend, attend_in_blocks, attending, join
@@ -59,13 +61,17 @@ def test_a_layout_is_what_one_would_count(layout: Layout) -> None:
     assert layout.counts == [len(tree.answers) for tree in layout.trees]
 
 
-@given(TREES)
-@settings(max_examples=25, deadline=None)
-def test_attention_and_its_gradient_are_those_of_the_dense_mask(layout: Layout) -> None:
+@given(TREES, st.sampled_from([0, 60, shared_prompt.KEPT]))
+@settings(max_examples=30, deadline=None)
+def test_attention_and_its_gradient_are_those_of_the_dense_mask(layout: Layout, kept: int) -> None:
     ours, dense = heads(layout), heads(layout)
-    found = attend(*ours, layout)
     wanted = F.scaled_dot_product_attention(*dense, attn_mask=layout.mask())
-    torch.testing.assert_close(found, wanted, rtol=1e-9, atol=1e-9)
+    with patch.object(shared_prompt, "KEPT", kept):
+        found = attend(*ours, layout)
+    with torch.no_grad():
+        untrained = attend(*ours, layout)
+    for own in (found, untrained):
+        torch.testing.assert_close(own, wanted, rtol=1e-9, atol=1e-9)
     weights = torch.randn(found.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     (found * weights).sum().backward()
     (wanted * weights).sum().backward()
