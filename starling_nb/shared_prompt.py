@@ -2,14 +2,12 @@
 
 A row holds one comparison or several: each its prompt once, then its answers. A prompt token sees its own prompt, an
 answer's token the prompt and its own answer, both up to itself. Attention runs answer by answer over the prompt's keys
-and its own, so that what is masked costs nothing; on a GPU FlexAttention skips the same blocks. In training on a CPU it
-is written out in matrix products: over so few tokens the fused kernel's backward pass takes a third longer. Blocks of
-the Llama, Mistral and Qwen families take it unchanged, in the place of their mask.
+and its own, so that what is masked costs nothing; on a GPU FlexAttention skips the same blocks. Blocks of the Llama,
+Mistral and Qwen families take it unchanged, in the place of their mask.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,15 +17,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from starling_nb.errors import StarlingError
 
 NAME = "starling_nb_shared_prompt"
-KEPT = 2**22
-"""Attention weights of a piece, in numbers, up to which the backward pass finds them kept; more are computed again."""
 
 
 @dataclass(frozen=True)
@@ -116,8 +111,9 @@ class Layout:
         """``[answer, prompt + answer]``: 0 where an answer's token may look, else minus infinity."""
         key = (prompt, answer, like.dtype, str(like.device))
         if key not in self._masks:
-            hidden = torch.full((answer, prompt + answer), -torch.inf, dtype=like.dtype, device=like.device)
-            self._masks[key] = hidden.triu(prompt + 1)
+            with torch.inference_mode(False):  # kept for the backward pass of a later call
+                hidden = torch.full((answer, prompt + answer), -torch.inf, dtype=like.dtype, device=like.device)
+                self._masks[key] = hidden.triu(prompt + 1)
         return self._masks[key]
 
     def block_mask(self, device: torch.device) -> Any:
@@ -141,10 +137,7 @@ def join(layouts: list[Layout]) -> Layout:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
     """Attention of one row ``[1, heads, T, width]``, exact, computed only where the layout lets a token look."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (query, key, value)):
-        scaled = query[0] * (1 / math.sqrt(query.shape[-1]) if scale is None else scale)
-        found: Tensor = _Written.apply(scaled, key[0], value[0], layout)
-        return found[None]
+    # Split once: its backward pass is one concatenation, that of many slices would be as many full-sized sums.
     lengths = [length for tree in layout.trees for length in (tree.prompt, *tree.answers)]
     pieces = zip(*(x.split(lengths, 2) for x in (query, key, value)), strict=True)
     parts = []
@@ -157,57 +150,6 @@ def attend(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: flo
             bias = layout.bias(tree.prompt, length, query)
             parts.append(F.scaled_dot_product_attention(mine, *seen, attn_mask=bias, scale=scale))
     return torch.cat(parts, 2)
-
-
-class _Written(torch.autograd.Function):
-    """:func:`attend` and its gradient in matrix products, for ``[heads, T, width]``, queries already scaled."""
-
-    @staticmethod
-    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, layout: Layout) -> Tensor:
-        out, kept = torch.empty_like(query), []
-        for shared, own in _pieces(layout):
-            weights = _weights(query, key, shared, own)
-            out[:, own] = weights @ torch.cat([value[:, shared], value[:, own]], 1)
-            kept.append(weights if weights.numel() <= KEPT else None)
-        ctx.save_for_backward(query, key, value, *kept)
-        ctx.layout = layout
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, *kept = ctx.saved_tensors
-        for_query, for_key, for_value = (torch.empty_like(x) for x in (query, key, value))
-        for (shared, own), weights in zip(_pieces(ctx.layout), kept, strict=True):
-            weights = _weights(query, key, shared, own) if weights is None else weights
-            keys, values = (torch.cat([x[:, shared], x[:, own]], 1) for x in (key, value))
-            by_weight = grad[:, own] @ values.mT
-            by_logit = torch._softmax_backward_data(by_weight, weights, -1, weights.dtype)
-            for_query[:, own] = by_logit @ keys
-            before = shared.stop - shared.start
-            for whole, part in ((for_key, by_logit.mT @ query[:, own]), (for_value, weights.mT @ grad[:, own])):
-                whole[:, own] = part[:, before:]
-                whole[:, shared] += part[:, :before]
-        return for_query, for_key, for_value, None
-
-
-def _pieces(layout: Layout) -> Iterator[tuple[slice, slice]]:
-    """Of every prompt and every answer, in the order of the row: the places shared before it, and its own."""
-    start = 0
-    for tree in layout.trees:
-        prompt = slice(start, start + tree.prompt)
-        for length in (tree.prompt, *tree.answers):
-            yield (slice(start, start) if start == prompt.start else prompt), slice(start, start + length)
-            start += length
-
-
-def _weights(query: Tensor, key: Tensor, shared: slice, own: slice) -> Tensor:
-    """``[heads, own, shared + own]``: how much each token of a piece looks where."""
-    logits = query[:, own] @ torch.cat([key[:, shared], key[:, own]], 1).mT
-    length = own.stop - own.start
-    later = torch.ones(length, length, dtype=torch.bool, device=query.device).triu(1)
-    logits[:, :, -length:].masked_fill_(later, -torch.inf)
-    return logits.softmax(-1)
 
 
 def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, scale: float | None = None) -> Tensor:
