@@ -8,7 +8,14 @@ from typing import Any
 
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
-from transformers import AutoModelForCausalLM, LlamaConfig, MistralConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen3Config,
+)
 
 from starling_nb import chat
 from starling_nb.chat import ChatFormat, Encoded, Message
@@ -44,8 +51,9 @@ def lm(
     dtype: torch.dtype = torch.float32,
     spread: float = 0.15,
     tied: bool = False,
+    **more: Any,
 ) -> LM:
-    """A causal LM of three blocks.
+    """A causal LM of three blocks, of one of the families or ``qwen3``; ``more`` goes into its config.
 
     ``spread`` is that of its random weights, larger makes it more certain; a ``tied`` one reads and writes tokens with
     the same weights.
@@ -53,19 +61,21 @@ def lm(
     torch.set_num_threads(1)
     words = tokenizer()
     torch.manual_seed(seed)
-    config = FAMILIES[family](
+    config = {**FAMILIES, "qwen3": Qwen3Config}[family](
         vocab_size=len(words),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=3,
         num_attention_heads=4,
         num_key_value_heads=2,
+        head_dim=8,
         max_position_embeddings=512,
         initializer_range=spread,
         bos_token_id=1,
         eos_token_id=2,
         pad_token_id=2,
         tie_word_embeddings=tied,
+        **more,
     )
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return LM(model.eval().requires_grad_(False), ChatFormat(words), f"toy-{family}")

@@ -8,17 +8,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-import huggingface_hub
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hub_double import TOKEN, Hub, pushing
 
 from starling_nb.chat import from_nectar_text
 from starling_nb.errors import StarlingError
 from starling_nb.nectar import card, dataset, export, schema, tables
 from starling_nb.nectar.card import About
 
-TOKEN = "hf_NotATokenOfAnybody"
 RANKINGS = pa.schema([("ranking", pa.list_(pa.int64())), ("error", pa.string()), ("reply", pa.string())])
 
 
@@ -157,35 +156,6 @@ def test_what_is_no_data_set_is_not_laid_out(run: Path, tmp_path: Path) -> None:
     with pytest.raises(StarlingError, match="missing"):
         export.hub_layout(run, tmp_path / "new")
     assert not (tmp_path / "new").exists()
-
-
-class Hub:
-    """A double of ``HfApi`` that writes down what it is told."""
-
-    def __init__(self, public: bool = False, error: Exception | None = None) -> None:
-        self.public, self.error = public, error
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.files: dict[str, bytes] = {}
-
-    def create_repo(self, repo_id: str, **options: Any) -> str:
-        if self.error:
-            raise self.error
-        self.calls.append((repo_id, options))
-        return f"https://huggingface.co/datasets/{repo_id}"
-
-    def repo_info(self, repo_id: str, **options: Any) -> Any:
-        return type("Info", (), {"private": not self.public})()
-
-    def upload_folder(self, folder_path: Path, **options: Any) -> None:
-        self.calls.append(("upload", options))
-        for path in folder_path.rglob("*"):
-            if path.is_file():
-                self.files[str(path.relative_to(folder_path))] = path.read_bytes()
-
-
-def pushing(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = TOKEN) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
 
 
 def test_what_is_pushed_is_the_layout_and_private(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import torch
+from hub_double import TOKEN, Hub, pushing
 
 import toy
 from starling_nb.chat import Message
@@ -20,7 +21,6 @@ from starling_nb.reward import RewardError, RewardModel, card
 from starling_nb.reward.card import About
 from starling_nb.reward.training import Recipe
 
-TOKEN = "hf_NotATokenOfAnybody"
 TALK: list[list[Message]] = [[*toy.user("why?"), {"role": "assistant", "content": "because"}]]
 ABOUT = About(
     base="owner/small-lm",
@@ -157,35 +157,6 @@ def test_what_is_no_reward_model_or_no_result_has_no_card(folder: Path, tmp_path
     (folder / "model.safetensors").unlink()
     with pytest.raises(RewardError, match="run notebook 03"):
         card.write(folder, ABOUT)
-
-
-class Hub:
-    """A double of ``HfApi`` that keeps what it is given."""
-
-    def __init__(self, public: bool = False, error: Exception | None = None) -> None:
-        self.public, self.error = public, error
-        self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.files: dict[str, bytes] = {}
-
-    def create_repo(self, repo_id: str, **options: Any) -> str:
-        if self.error:
-            raise self.error
-        self.calls.append((repo_id, options))
-        return f"https://huggingface.co/{repo_id}"
-
-    def repo_info(self, repo_id: str, **options: Any) -> Any:
-        return type("Info", (), {"private": not self.public})()
-
-    def upload_folder(self, folder_path: Path, allow_patterns: list[str], **options: Any) -> None:
-        self.calls.append(("upload", options))
-        names = [str(path.relative_to(folder_path)) for path in folder_path.rglob("*") if path.is_file()]
-        for name in huggingface_hub.utils.filter_repo_objects(names, allow_patterns=allow_patterns):
-            self.files[name] = (folder_path / name).read_bytes()
-
-
-def pushing(monkeypatch: pytest.MonkeyPatch, hub: Hub, token: str | None = TOKEN) -> None:
-    monkeypatch.setattr(huggingface_hub, "HfApi", lambda: hub)
-    monkeypatch.setattr(huggingface_hub, "get_token", lambda: token)
 
 
 @pytest.mark.parametrize("shard_bytes", [10**9, 20_000])
