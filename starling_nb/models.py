@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
 from starling_nb import files
@@ -35,6 +35,7 @@ __all__ = ["EMBEDDED", "LM", "ModelError", "Sample", "draw", "load", "native_dty
 
 EMBEDDED = "smollm2-135m"
 HUB_IDS = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
+PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 class ModelError(StarlingError):
@@ -116,7 +117,7 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
     source = _embedded_folder() if name == EMBEDDED else name
     kind = native_dtype() if dtype == "auto" else getattr(torch, dtype)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        tokenizer = read_tokenizer(source)
         model: Any = AutoModelForCausalLM.from_pretrained(source, dtype=kind, attn_implementation="sdpa")
     except (OSError, ValueError) as error:
         raise ModelError(
@@ -126,6 +127,19 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
         ) from error
     model = model.to("cuda" if torch.cuda.is_available() else "cpu")
     return LM(model.eval().requires_grad_(False), ChatFormat(tokenizer, template), name)
+
+
+def read_tokenizer(source: str | Path) -> Any:
+    """The tokenizer of a folder or a hub id, as its own files say.
+
+    transformers 5 takes a plain tokenizer beside a Qwen config for Qwen's own, and would split text as that does.
+
+    Raises:
+        OSError, ValueError, TypeError, KeyError, ImportError: whatever transformers makes of a source without one.
+    """
+    told = Path(source) / "tokenizer_config.json"
+    plain = told.exists() and files.read_json(told).get("tokenizer_class") in PLAIN_TOKENIZERS
+    return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(source)
 
 
 def native_dtype() -> torch.dtype:

@@ -16,8 +16,9 @@ GOLDEN = [504, 2644, 2643, 335, 260, 1171, 30, 2]
 """What the embedded model answers greedily, in float32; the closest runner-up is 0.77 logits behind."""
 
 
-def test_a_folder_is_loaded_as_it_was_saved(tmp_path: Path) -> None:
-    lm = toy.lm()
+@pytest.mark.parametrize("family", toy.FAMILIES)
+def test_a_folder_is_loaded_as_it_was_saved(family: str, tmp_path: Path) -> None:
+    lm = toy.lm(family)
     lm.model.save_pretrained(tmp_path)
     lm.chat.tokenizer.save_pretrained(tmp_path)
     found = models.load(str(tmp_path), dtype="float32", threads=1)

@@ -17,9 +17,9 @@ from typing import Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import CONFIG_MAPPING, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers import CONFIG_MAPPING, AutoModel
 
-from starling_nb import files, hub
+from starling_nb import files, hub, models
 from starling_nb.errors import StarlingError
 
 PREFIXES = {"34b": "transformer.", "7b-alpha": "model.model."}
@@ -45,7 +45,6 @@ TORCH_FILES = ("*model.bin", "pytorch_model-*.bin", "*.pt")
 NO_WEIGHTS = ("optimizer.pt", "scheduler.pt", "training_args.pt")
 """What a trainer leaves beside its weights."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json", "vocab.json")
-PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
 
 
 class RewardError(StarlingError):
@@ -158,12 +157,8 @@ def read_tokenizer(folder: Path, given: str | Path | None = None) -> Any:
             "meta-llama/Llama-2-7b-chat-hf)"
         )
     source = folder if given is None else given
-    told = Path(source) / "tokenizer_config.json"
     try:
-        # transformers 5 takes a plain tokenizer beside a Qwen config for Qwen's own, and splits text as that does.
-        if told.exists() and files.read_json(told).get("tokenizer_class") in PLAIN_TOKENIZERS:
-            return PreTrainedTokenizerFast.from_pretrained(source)
-        return AutoTokenizer.from_pretrained(source)
+        return models.read_tokenizer(source)
     except (OSError, ValueError, TypeError, KeyError, ImportError) as error:
         raise RewardError(
             f"{source} gives no tokenizer ({type(error).__name__}): pass another as tokenizer="
