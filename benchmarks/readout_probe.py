@@ -16,7 +16,6 @@ import torch
 
 from starling_nb import files, losses, models
 from starling_nb.blocks import run_blocks
-from starling_nb.nectar import dataset
 from starling_nb.progress import track
 from starling_nb.reward import comparisons, metrics
 from starling_nb.reward.packing import pack
@@ -61,7 +60,7 @@ def probe(train: torch.Tensor, ranks: torch.Tensor, test: torch.Tensor) -> list[
 def main() -> None:
     """Probe and write the result."""
     lm = models.load()
-    splits = comparisons.split(dataset.load(files.DATA / "nectar_mini.parquet"), held_out=())
+    splits = comparisons.by_split(comparisons.load(files.DATA / "nectar_mini.parquet"))
     train, validation = splits["train"], splits["validation"]
     seen, unseen = states(lm, train), states(lm, validation)
     ranks = torch.tensor([item.ranks for item in train])

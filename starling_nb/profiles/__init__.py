@@ -95,6 +95,8 @@ class PositionalBias(Common):
 class RewardTraining(Common):
     """03: a reward model from rankings."""
 
+    real_rankings: str
+    """File of rankings in Nectar's schema (the published one, your own); empty means those of notebook 01."""
     n_comparisons: int
     """Comparisons used, over all splits."""
     epochs: int

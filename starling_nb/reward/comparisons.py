@@ -50,17 +50,17 @@ def of_rows(rows: Sequence[Mapping[str, Any]]) -> list[Comparison]:
     return found
 
 
-def load(path: Path) -> list[Comparison]:
+def load(path: Path, first: int | None = None) -> list[Comparison]:
     """Comparisons of a file in Nectar's schema (parquet, or JSON lines that may be gzipped), K as it comes.
 
-    Of every answer ``answer``, ``model`` and ``rank`` are read; ranks may tie.
+    Of every answer ``answer``, ``model`` and ``rank`` are read; ranks may tie. ``first`` takes so many rows alone.
 
     Raises:
         ComparisonError: no such file, another format, or a row that lacks a field; the message says which.
     """
     if not path.is_file():
         raise ComparisonError(f"{path} does not exist: give a file in Nectar's schema (parquet or JSON lines)")
-    rows = _read(path)
+    rows = _read(path, first)
     for number, row in enumerate(rows):
         if fault := _fault(row):
             raise ComparisonError(f"{path}, row {number}: {fault}")
@@ -69,17 +69,21 @@ def load(path: Path) -> list[Comparison]:
     return of_rows(rows)
 
 
-def _read(path: Path) -> list[dict[str, Any]]:
+def _read(path: Path, first: int | None) -> list[dict[str, Any]]:
     if path.suffix == ".parquet":
         import pyarrow.parquet as pq
 
+        rows: list[dict[str, Any]] = []
         try:
-            rows: list[dict[str, Any]] = pq.read_table(path).to_pylist()
+            for part in pq.ParquetFile(path).iter_batches(batch_size=1000):
+                rows += part.to_pylist()
+                if first is not None and len(rows) >= first:
+                    break
         except Exception as error:
             raise ComparisonError(f"{path} is no readable parquet file: {error}") from error
-        return rows
+        return rows[:first]
     if path.name.endswith((".jsonl", ".jsonl.gz")):
-        return files.read_jsonl(path)
+        return files.read_jsonl(path)[:first]
     raise ComparisonError(f"{path.name}: give .parquet, .jsonl or .jsonl.gz")
 
 
@@ -177,18 +181,33 @@ def _answer_fault(
     return "answer longer than the window" if encoded.answer_length + 2 > limit else None
 
 
-def split(rows: Sequence[Mapping[str, Any]], held_out: Sequence[str]) -> dict[str, list[Comparison]]:
-    """Comparisons of Nectar rows by split of their prompt; see :func:`by_split`."""
-    return by_split(of_rows(rows), held_out)
-
-
 def by_split(comparisons: Sequence[Comparison], held_out: Sequence[str] = ()) -> dict[str, list[Comparison]]:
-    """Comparisons by split of their prompt; ``train`` holds no answer of the held-out responders."""
+    """Comparisons by split of their prompt; ``train`` holds no answer of the held-out responders.
+
+    What that leaves without two answers of different rank is not in ``train``.
+    """
     parts: dict[str, list[Comparison]] = {"train": [], "validation": [], "test": []}
     for comparison in comparisons:
         parts[prompts.split_of(comparison.messages)].append(comparison)
-    parts["train"] = [without(comparison, held_out) for comparison in parts["train"]]
+    left = [without(comparison, held_out) for comparison in parts["train"]]
+    parts["train"] = [comparison for comparison in left if len(set(comparison.ranks)) > 1]
     return parts
+
+
+def read(
+    path: Path, form: ChatFormat, held_out: Sequence[str] = (), limit: int = 2048, first: int | None = None
+) -> tuple[dict[str, list[Comparison]], dict[str, int]]:
+    """The usable comparisons of a file by split, and what was left out by reason.
+
+    Raises:
+        ComparisonError: as :func:`load` and :func:`usable`, or nothing is left to train or to test on.
+    """
+    every, dropped = usable(load(path, first), form, limit)
+    parts = by_split(every, held_out)
+    for name in ("train", "test"):
+        if not parts[name]:
+            raise ComparisonError(f"{path} leaves no comparison to {name} on: give more prompts, or hold out fewer")
+    return parts, dropped
 
 
 def offsets(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> dict[str, float]:

@@ -75,12 +75,7 @@ def run(plan: Plan, named: Named) -> Trained:
     """
     lm = models.load(plan.base, dtype=plan.dtype, template=plan.template)
     lm = models.shallow(lm, plan.depth) if plan.depth else lm
-    every, dropped = ranked.usable(ranked.load(plan.data), lm.chat, plan.limit)
-    parts = ranked.by_split(every, plan.held_out)
-    parts["train"] = [one for one in parts["train"] if len(set(one.ranks)) > 1]
-    for part in ("train", "test"):
-        if not parts[part]:
-            raise StarlingError(f"{plan.data} leaves no comparison to {part} on: give more prompts, or hold out fewer")
+    parts, dropped = ranked.read(plan.data, lm.chat, plan.held_out, plan.limit)
     size = {"limit": plan.limit, "row_tokens": plan.recipe.row_tokens}
     ready = {
         part: scoring.prepare(lm, parts[part], plan.recipe.trainable, named(f"trunk, {part}"), **size)

@@ -133,10 +133,11 @@ def lead(
 def leads(
     test: Sequence[Comparison], scores: Mapping[str, Scores], held: Sequence[str]
 ) -> list[tuple[str, str, Interval]]:
-    """The K-wise model's lead over each baseline on each kind of pair that is claimed: name, text, interval."""
+    """The K-wise model's lead over each baseline on each claimed kind of pair that there is: name, text, interval."""
     found = []
+    there = kinds(metrics.pairs(test, scores["k_wise"]), held)
     for kind in ("all pairs", "held-out responders", "same model, same length"):
-        for rival in ("longest", "surface"):
+        for rival in ("longest", "surface") if len(there[kind]) else ():
             gap = lead(test, scores, "k_wise", rival, kind, held)
             found.append((f"beats_{rival}.{NAMES[kind]}", f"K-wise reward - {rival} baseline, accuracy, {kind}", gap))
     return found

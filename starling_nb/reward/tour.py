@@ -95,10 +95,13 @@ def position_arms(
     """Scores of the test comparisons by heads on the same rankings, used in three ways.
 
     ``merged`` learns one ranking a prompt, the mean over the judge's passes; ``each_pass`` learns every pass as it is;
-    ``position_term`` learns a number for each shown place beside it and throws that away.
+    ``position_term`` learns a number for each shown place beside it and throws that away. Without any of the rankings
+    behind the comparisons, ``merged`` is alone.
     """
-    each = heads.by_ranking(seen["train"], train, rankings)
-    arms = {"merged": (seen["train"], False), "each_pass": (each, False), "position_term": (each, True)}
+    arms = {"merged": (seen["train"], False)}
+    if rankings.prompt_id.isin([one.prompt_id for one in train]).any():
+        each = heads.by_ranking(seen["train"], train, rankings)
+        arms |= {"each_pass": (each, False), "position_term": (each, True)}
     found = {}
     for name, (labels, term) in arms.items():
         head, _ = heads.best(labels, seen["validation"], "k_wise", position_term=term)

@@ -38,7 +38,7 @@ def test_without_some_responders_ranks_close_up() -> None:
 
 
 def test_splits_follow_the_prompt_and_training_never_sees_held_out_responders() -> None:
-    parts = comparisons.split(ROWS, ["writer-cut"])
+    parts = comparisons.by_split(comparisons.of_rows(ROWS), ["writer-cut"])
     assert sum(map(len, parts.values())) == len(ROWS)
     assert all(parts.values())
     for name, items in parts.items():
@@ -50,7 +50,7 @@ def test_splits_follow_the_prompt_and_training_never_sees_held_out_responders() 
 
 @pytest.fixture
 def test_part() -> list[Comparison]:
-    return comparisons.split(ROWS, ["writer-cut"])["test"]
+    return comparisons.by_split(comparisons.of_rows(ROWS), ["writer-cut"])["test"]
 
 
 def test_offsets_are_the_mean_scores_of_each_prompt(test_part: list[Comparison]) -> None:
@@ -70,6 +70,19 @@ def test_rows_are_read_from_parquet_and_json_lines(tmp_path: Path) -> None:
         stream.write(lines)
     for name in ("rows.parquet", "rows.jsonl", "rows.jsonl.gz"):
         assert load(tmp_path / name) == wanted
+        assert load(tmp_path / name, first=2) == wanted[:2]
+
+
+def test_a_file_becomes_usable_parts_and_a_count_of_what_was_left_out(tmp_path: Path) -> None:
+    doubled = row("twice?") | {"answers": [one | {"answer": "same"} for one in row("twice?")["answers"]]}
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(one) + "\n" for one in [*ROWS, doubled]))
+    parts, dropped = comparisons.read(tmp_path / "rows.jsonl", toy.lm().chat, ["writer-cut"])
+    assert parts == comparisons.by_split(comparisons.of_rows(ROWS), ["writer-cut"])
+    assert dropped == {"repeated answer": 3, "fewer than two answers of different rank": 1}
+    first, _ = comparisons.read(tmp_path / "rows.jsonl", toy.lm().chat, first=len(ROWS) - 1)
+    assert sum(map(len, first.values())) == len(ROWS) - 1
+    with pytest.raises(ComparisonError, match="no comparison to train on: give more prompts, or hold out fewer"):
+        comparisons.read(tmp_path / "rows.jsonl", toy.lm().chat, NAMES[1:])
 
 
 def broken(**changes: Any) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch
 import toy
 from starling_nb import losses
 from starling_nb.errors import StarlingError
-from starling_nb.reward import heads, scoring, training
+from starling_nb.reward import heads, scoring, tour, training
 from starling_nb.reward.heads import Read, fit
 
 
@@ -135,6 +135,22 @@ def test_rankings_become_comparisons_of_their_own_with_their_places() -> None:
     assert found.some([1]).places is not None
     with pytest.raises(StarlingError, match="no ranking is of one of these"):
         heads.by_ranking(seen, every, rankings[3:])
+
+
+def test_arms_that_use_the_passes_need_passes() -> None:
+    seen = {name: world(20, number)[0] for number, name in enumerate(("train", "validation", "test"))}
+    train = toy.comparisons((7,) * 20)
+    shown = pd.DataFrame(
+        {
+            "prompt_id": [one.prompt_id for one in train],
+            "models": [one.responders for one in train],
+            "ranking": [np.argsort(ranks).tolist() for ranks in seen["train"].ranks.numpy()],
+        }
+    )
+    arms = tour.position_arms(seen, train, shown)
+    assert list(arms) == ["merged", "each_pass", "position_term"]
+    np.testing.assert_allclose(arms["each_pass"], arms["merged"], atol=1e-4)  # one pass, and it made the ranks
+    assert list(tour.position_arms(seen, train, shown[:0])) == ["merged"]
 
 
 def points(ratio: float, noise: float = 0.0, slope: float = 0.03) -> pd.DataFrame:

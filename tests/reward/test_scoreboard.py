@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +20,7 @@ from toy import ROWS
 
 @pytest.fixture
 def test_part() -> list[Comparison]:
-    return comparisons.split(ROWS, ["writer-cut"])["test"]
+    return comparisons.by_split(comparisons.of_rows(ROWS), ["writer-cut"])["test"]
 
 
 def oracle(items: list[Comparison], sign: float = 1.0) -> list[list[float]]:
@@ -89,8 +90,20 @@ def test_a_lead_is_paired(test_part: list[Comparison]) -> None:
     assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
 
 
+def test_leads_are_on_the_kinds_of_pairs_that_there_are(test_part: list[Comparison]) -> None:
+    wrong = oracle(test_part, -1.0)
+    scores = {"k_wise": oracle(test_part), "longest": wrong, "surface": oracle(test_part)}
+    found = {name: gap for name, _, gap in scoreboard.leads(test_part, scores, ["writer-cut"])}
+    kinds = ("pairwise_accuracy", "held_out_responders", "same_model_same_length")
+    assert set(found) == {f"beats_{rival}.{kind}" for rival in ("longest", "surface") for kind in kinds}
+    assert {name: gap.value for name, gap in found.items()} == {name: float("longest" in name) for name in found}
+    elsewhere = [replace(one, responders=[f"model {i}" for i in range(4)]) for one in test_part]
+    found = {name: gap for name, _, gap in scoreboard.leads(elsewhere, scores, ["writer-cut"])}
+    assert set(found) == {"beats_longest.pairwise_accuracy", "beats_surface.pairwise_accuracy"}
+
+
 def test_baselines_score_every_answer(test_part: list[Comparison]) -> None:
-    train = comparisons.split(ROWS, ["writer-cut"])["train"]
+    train = comparisons.by_split(comparisons.of_rows(ROWS), ["writer-cut"])["train"]
     found = scoreboard.baselines(train, test_part)
     assert set(found) == {"longest", "surface"}
     for scores in found.values():
