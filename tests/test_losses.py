@@ -477,6 +477,22 @@ def test_p3o_clips_the_pair_or_each_answer() -> None:
     torch.testing.assert_close(far, double([[-5.0, 5.0]]))
 
 
+def test_rloo_first_step_is_the_leave_one_out_policy_gradient() -> None:
+    old = double([[-3.0, -5.0, -4.0], [-1.0, -2.0, -9.0]])
+    rewards = double([[2.0, 4.0, -2.0], [0.5, 0.5, 2.0]])
+    logprobs = old.clone().requires_grad_()
+    losses.rloo(logprobs, old, rewards).backward()
+    others = [[(sum(row) - own) / 2 for own in row] for row in rewards.tolist()]
+    assert logprobs.grad is not None
+    torch.testing.assert_close(logprobs.grad, -(rewards - double(others)) / 6)
+    moved = (old + double([[-0.3, 0.3, -0.3], [-0.3, 0.3, 0.3]])).requires_grad_()
+    losses.rloo(moved, old, rewards).backward()
+    assert moved.grad is not None
+    assert (moved.grad != 0).tolist() == [[True, False, False], [False, True, False]]
+    with pytest.raises(losses.LossError, match="two or more"):
+        losses.rloo(old[:, :1], old[:, :1], rewards[:, :1])
+
+
 def test_golden_dpo() -> None:
     pair = [double([x]) for x in (-10.0, -12.0, -11.0, -10.0)]
     assert losses.dpo(*pair, beta=0.1).item() == pytest.approx(0.554355, abs=1e-6)

@@ -1,7 +1,7 @@
 """Every training objective, as a pure function of tensors.
 
 Rankings (:mod:`~starling_nb.losses.ranking`): ``k_wise``, ``plackett_luce_nll``, ``pairwise``.
-Policies and critics (:mod:`~starling_nb.losses.policy`): ``apa``, ``ppo``, ``p3o``, ``dpo``, ``c_rlft``,
+Policies and critics (:mod:`~starling_nb.losses.policy`): ``apa``, ``ppo``, ``rloo``, ``p3o``, ``dpo``, ``c_rlft``,
 ``value``, ``gae``, ``whiten``, ``masked_mean``, ``kl_k1``, ``kl_k3``.
 
 Half-precision inputs are computed in float32; float64 stays float64. Masks are true where a number counts,
@@ -20,6 +20,7 @@ from starling_nb.losses.policy import (
     masked_mean,
     p3o,
     ppo,
+    rloo,
     value,
     whiten,
 )
@@ -40,6 +41,7 @@ __all__ = [
     "pairwise",
     "plackett_luce_nll",
     "ppo",
+    "rloo",
     "value",
     "whiten",
 ]

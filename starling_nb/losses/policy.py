@@ -51,6 +51,36 @@ def ppo(
     return masked_mean(torch.maximum(-advantages * ratio, -advantages * ratio.clamp(1 - clip, 1 + clip)), mask)
 
 
+def rloo(
+    logprobs: Float[Tensor, "batch answers"],
+    old_logprobs: Float[Tensor, "batch answers"],
+    rewards: Float[Tensor, "batch answers"],
+    *,
+    clip: float = 0.2,
+) -> Float[Tensor, ""]:
+    """REINFORCE against the mean of a prompt's other answers, Ahmadian et al. 2024 (arXiv 2402.14740, eq. 7), negated.
+
+    Whole answers (sums over tokens). At the policy that sampled the gradient is the paper's; in later passes over the
+    same answers the ratio is clipped as in PPO.
+
+    Args:
+        logprobs: of each answer under the policy, nats.
+        old_logprobs: the same under the policy that sampled.
+        rewards: scores with the KL term taken off, two answers a prompt or more.
+        clip: how far the ratio may move before its gradient stops.
+
+    Raises:
+        LossError: one answer a prompt, which has nothing to be compared with.
+    """
+    k = rewards.shape[1]
+    if k < 2:
+        raise LossError("RLOO compares an answer with the prompt's others: sample two or more for each prompt")
+    scores = wide(rewards).detach()
+    gain = (scores - scores.mean(1, keepdim=True)) * k / (k - 1)
+    ratio = (wide(logprobs) - wide(old_logprobs).detach()).exp()
+    return torch.maximum(-gain * ratio, -gain * ratio.clamp(1 - clip, 1 + clip)).mean()
+
+
 def p3o(
     logratios: Float[Tensor, "batch 2"],
     old_logratios: Float[Tensor, "batch 2"],
