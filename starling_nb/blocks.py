@@ -145,9 +145,14 @@ class Top(nn.Module):
         return normed
 
     @torch.no_grad()
+    def plain(self) -> nn.ModuleList:
+        """The blocks as they were before adapters came, with the adapters added into the weights."""
+        return _merged(self.layers) if self.trainable.rank else self.layers
+
+    @torch.no_grad()
     def write_into(self, decoder: Any) -> None:
         """Copy the weights back into the blocks they came from, in the decoder's own type; adapters are merged."""
-        layers = _merged(self.layers) if self.trainable.rank else self.layers
+        layers = self.plain()
         for ours, theirs in zip(layers, decoder.layers[self.start :], strict=True):
             for source, target in zip(ours.parameters(), theirs.parameters(), strict=True):
                 target.copy_(source)

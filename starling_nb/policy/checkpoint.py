@@ -18,7 +18,9 @@ from starling_nb.policy.hydra import Hydra
 
 def save(hydra: Hydra, path: Path, base: str) -> None:
     """Write the top blocks, in float32 as they were trained, and where they belong."""
-    weights = {name: value.detach().float().contiguous() for name, value in hydra.top.state_dict().items()}
+    parts = {"layers": hydra.top.plain(), "norm": hydra.top.norm}
+    named = {f"{part}.{name}": value for part, one in parts.items() for name, value in one.state_dict().items()}
+    weights = {name: value.detach().float().contiguous() for name, value in named.items()}
     with files.replacing(path) as part:
         save_file(weights, part, metadata={"base": base, "start": str(hydra.start)})
 

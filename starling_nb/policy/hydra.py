@@ -7,15 +7,15 @@ that the embeddings below never change unseen.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from starling_nb.blocks import Top, first_trainable
+from starling_nb.blocks import Top, Trainable
+from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 
 
@@ -107,19 +107,30 @@ class Comparison:
 
 
 class Hydra(nn.Module):
-    """One trunk, two tops (policy trains, reference is frozen) and a value head on the policy's hidden state.
+    """One trunk, two tops (policy trains, reference is frozen) and a critic.
 
     Args:
-        lm: the start model; its top blocks are copied, its trunk and head are shared.
-        trainable: ``"last:4"``.
+        lm: the start model; the blocks above its trunk are copied, its trunk and head are shared.
+        trainable: what learns, see :class:`starling_nb.blocks.Trainable`; ``full`` means every block: embeddings, and a
+            head that is tied to them, stay as they are.
+        value: the critic reads the policy's hidden state (``head``), or that of blocks of its own (``branch``).
+
+    Raises:
+        StarlingError: nothing learns, or as :meth:`starling_nb.blocks.Trainable.parse`.
     """
 
-    def __init__(self, lm: LM, trainable: str = "last:4") -> None:
+    def __init__(self, lm: LM, trainable: str = "last:4", value: Literal["head", "branch"] = "head") -> None:
         super().__init__()
         model: Any = lm.model
-        self.start = first_trainable(trainable, len(model.model.layers))
-        self.top = Top(model.model, self.start)
-        self.reference = copy.deepcopy(self.top).requires_grad_(False)
+        part = replace(Trainable.parse(trainable, len(model.model.layers)), embeddings=False)
+        if part.start == part.stop:
+            raise StarlingError(
+                f"trainable={trainable!r} leaves a policy nothing to learn: write last:k, or blocks:a-b"
+            )
+        self.start = part.start
+        self.top = Top(model.model, part)
+        self.reference = Top(model.model, self.start).requires_grad_(False)
+        self.value_top = Top(model.model, self.start) if value == "branch" else None
         width = model.config.hidden_size
         last = nn.Linear(2 * width, 1)
         nn.init.zeros_(last.weight)
@@ -127,11 +138,35 @@ class Hydra(nn.Module):
         self.value_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), last).to(model.device)
         self.register_buffer("head", model.lm_head.weight.detach(), persistent=False)
 
+    def learning(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
+        """What learns of the policy's blocks, and of the critic."""
+        critic = [*self.value_head.parameters(), *(self.value_top.parameters() if self.value_top else ())]
+        return [weight for weight in self.top.parameters() if weight.requires_grad], critic
+
+    def own_state(self) -> dict[str, Tensor]:
+        """Weights that a checkpoint needs: all but the reference's."""
+        return {name: value for name, value in self.state_dict().items() if not name.startswith("reference.")}
+
+    def load_own_state(self, state: dict[str, Tensor]) -> None:
+        """Take the weights of :meth:`own_state`.
+
+        Raises:
+            StarlingError: they are another hydra's.
+        """
+        if state.keys() != self.own_state().keys():
+            raise StarlingError("the checkpoint belongs to another choice of trainable or value: delete it, or go back")
+        self.load_state_dict(state, strict=False)
+
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and values of the answer tokens, ``[answer tokens]`` each."""
         hidden = self.top(batch.states, batch.positions)[batch.rows, batch.columns]
-        values = self.value_head(hidden.float())[:, 0].float()
-        return TokenLogprobs.apply(hidden.float(), self.head, batch.targets), values
+        return TokenLogprobs.apply(hidden.float(), self.head, batch.targets), self._values(batch, hidden)
+
+    def _values(self, batch: Batch, hidden: Tensor) -> Tensor:
+        if self.value_top is not None:
+            hidden = self.value_top(batch.states, batch.positions)[batch.rows, batch.columns]
+        values: Tensor = self.value_head(hidden.float())[:, 0].float()
+        return values
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor:
@@ -154,4 +189,4 @@ class Hydra(nn.Module):
             probs = p.exp()
             parts.append([*picked, torch.linalg.vecdot(probs, q.sub_(p)).neg_(), -torch.linalg.vecdot(probs, p)])
         logprobs, reference, kl, entropy = (torch.cat(column) for column in zip(*parts, strict=True))
-        return Comparison(logprobs, reference, kl, entropy, self.value_head(ours.float())[:, 0].float())
+        return Comparison(logprobs, reference, kl, entropy, self._values(batch, ours))

@@ -94,7 +94,7 @@ def tune(
     accelerator = lm.accelerator()
     hydra: Any = Hydra(lm, recipe.trainable)
     optimizer: Any = torch.optim.AdamW(
-        hydra.top.parameters(), lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+        hydra.learning()[0], lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
     )
     hydra, optimizer = accelerator.prepare(hydra, optimizer)
     plain: Hydra = accelerator.unwrap_model(hydra)

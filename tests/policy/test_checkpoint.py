@@ -15,9 +15,9 @@ from starling_nb.policy import checkpoint
 from starling_nb.policy.hydra import Hydra
 
 
-def tuned(lm: LM) -> Hydra:
+def tuned(lm: LM, trainable: str = "last:2") -> Hydra:
     """A hydra whose top has moved."""
-    hydra = Hydra(lm, "last:2")
+    hydra = Hydra(lm, trainable)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in hydra.top.parameters():
@@ -42,6 +42,16 @@ def test_the_file_lays_the_tuned_blocks_over_a_copy_of_the_start_model(family: s
         assert torch.equal(found.model.state_dict()[name], value), name
     assert found.name == lm.name
     assert found.chat is lm.chat
+
+
+@pytest.mark.parametrize("trainable", ["lora:2", "blocks:0-1", "full"])
+def test_whatever_was_trained_comes_back_as_plain_blocks(trainable: str, tmp_path: Path) -> None:
+    lm = toy.lm(tied=True)
+    hydra = tuned(lm, trainable)
+    checkpoint.save(hydra, tmp_path / "policy.safetensors", base=lm.name)
+    found = checkpoint.load(lm, tmp_path / "policy.safetensors")
+    hydra.top.write_into(lm.model.model)
+    assert toy.changed(toy.weights(lm.model), found.model) == set()
 
 
 def test_a_bfloat16_model_comes_back_bit_for_bit(tmp_path: Path) -> None:

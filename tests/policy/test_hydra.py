@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 
 import toy
 from starling_nb.blocks import trunk_states
+from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, TokenLogprobs, collate
 
@@ -124,3 +128,81 @@ def test_only_the_policys_top_and_the_critic_ever_train(tied: bool) -> None:
     assert not any(name.startswith("head") for name in hydra.state_dict())
     hydra.top.write_into(lm.model.model)
     assert all(name.startswith(("model.layers.2.", "model.norm.")) for name in toy.changed(before, lm.model))
+
+
+def left_padded(lm: LM) -> Tensor:
+    """Log-probabilities of all answer tokens by Hugging Face's own forward over a batch padded on the left."""
+    longest = max(len(p) + len(a) for p, a in SEQUENCES)
+    rows = [[2] * (longest - len(p) - len(a)) + p + a for p, a in SEQUENCES]
+    mask = torch.tensor([[0] * (longest - len(p) - len(a)) + [1] * (len(p) + len(a)) for p, a in SEQUENCES])
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    model: Any = lm.model
+    logits = model(input_ids=torch.tensor(rows), attention_mask=mask, position_ids=positions).logits
+    found = torch.log_softmax(logits.float(), -1)
+    return torch.cat(
+        [found[i, -len(a) - 1 : -1].gather(1, torch.tensor(a)[:, None])[:, 0] for i, (_, a) in enumerate(SEQUENCES)]
+    )
+
+
+@pytest.mark.parametrize("family", toy.FAMILIES)
+@pytest.mark.parametrize("trainable", ["last:1", "last:3", "blocks:0-1", "blocks:1-1", "full"])
+def test_probabilities_and_gradients_are_those_of_the_plain_model(family: str, trainable: str) -> None:
+    lm = toy.lm(family, tied=family == "llama")
+    whole = LM(copy.deepcopy(lm.model).requires_grad_(True), lm.chat, lm.name)
+    hydra = Hydra(lm, trainable)
+    due, (logprobs, _) = left_padded(whole), hydra(batch(lm, hydra.start))
+    torch.testing.assert_close(logprobs, due, rtol=1e-5, atol=1e-5)
+    weights = torch.randn(len(due), generator=torch.Generator().manual_seed(4))
+    for each in (due, logprobs):
+        (each * weights).sum().backward()
+    theirs: Any = whole.model
+    learned = 0
+    for number, block in enumerate(hydra.top.layers, hydra.start):
+        pairs = zip(block.parameters(), theirs.model.layers[number].parameters(), strict=True)
+        for own, other in pairs:
+            if own.requires_grad:
+                learned += 1
+                torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
+    blocks = {"last:1": 1, "last:3": 3, "blocks:0-1": 2, "blocks:1-1": 1, "full": 3}[trainable]
+    assert learned == blocks * len(list(hydra.top.layers[0].parameters()))
+    torch.testing.assert_close(hydra.top.norm.weight.grad, theirs.model.norm.weight.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", ["lora:2", "blocks:0-1", "full"])
+def test_what_was_learned_is_the_same_written_into_the_plain_model(trainable: str) -> None:
+    lm = toy.lm(tied=True)
+    hydra = Hydra(lm, trainable)
+    found = batch(lm, hydra.start)
+    assert hydra.compare(found).kl.abs().max() == 0.0
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in hydra.learning()[0]:
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    assert hydra.compare(found).kl.max() > 1e-3
+    logprobs, before = hydra(found)[0], left_padded(lm)
+    torch.testing.assert_close(hydra.reference_logprobs(found), before, rtol=1e-5, atol=1e-5)
+    hydra.top.write_into(lm.model.model)
+    torch.testing.assert_close(logprobs, left_padded(lm), rtol=1e-5, atol=1e-5)
+
+
+def test_a_value_branch_learns_apart_from_the_policy() -> None:
+    lm = toy.lm()
+    hydra, found = Hydra(lm, "last:1", "branch"), batch(lm, 2)
+    with torch.no_grad():
+        hydra.value_head[2].weight.fill_(1.0)
+    logprobs, values = hydra(found)
+    assert values.abs().max() > 0
+    torch.testing.assert_close(hydra.compare(found).values, values)
+    values.square().sum().backward()
+    assert all(weight.grad is None for weight in hydra.learning()[0])
+    assert all(weight.grad is not None for weight in hydra.learning()[1])
+    hydra.zero_grad()
+    logprobs.sum().backward()
+    assert all(weight.grad is None for weight in hydra.learning()[1])
+    with pytest.raises(StarlingError, match="another choice of trainable or value"):
+        hydra.load_own_state(Hydra(lm, "last:1").own_state())
+
+
+def test_a_policy_of_which_nothing_learns_is_refused() -> None:
+    with pytest.raises(StarlingError, match="nothing to learn"):
+        Hydra(toy.lm(), "head")
