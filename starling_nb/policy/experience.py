@@ -5,32 +5,33 @@ Masks come from lengths; the end-of-turn token is inside the mask, and the score
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from starling_nb import losses
-from starling_nb.errors import StarlingError
 from starling_nb.policy.hydra import Batch, Comparison, Hydra, collate
+from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rollouts import Rollout
-
-if TYPE_CHECKING:
-    from starling_nb.policy.tuning import Recipe
-
-
-class TuningError(StarlingError):
-    """A guard stopped the run; the message says why."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """Mean and spread of the first step's raw scores, by which the scores of all steps are measured."""
+    """Mean and spread of ``count`` raw scores, by which scores are measured."""
 
     mean: float
     std: float
+    count: int = 0
+
+    def joined(self, other: Scale) -> Scale:
+        """Mean and spread of both sets of scores together."""
+        count, gap = self.count + other.count, other.mean - self.mean
+        mean = self.mean + gap * other.count / count
+        squares = sum((one.count - 1) * one.std**2 for one in (self, other)) + gap**2 * self.count * other.count / count
+        return Scale(mean, math.sqrt(squares / (count - 1)), count)
 
 
 @dataclass
@@ -39,7 +40,7 @@ class Minibatch:
 
     ``old`` is the policy that sampled beside the reference; ``foreseen`` (what the reward model alone says of the
     return), ``advantages`` and ``returns``, ``[rows, longest answer]`` each, are zero outside the mask; ``scores``
-    ``[rows]`` are the shaped rewards of whole answers.
+    ``[rows]`` are the shaped rewards of whole answers, ``kl`` the weight of the log-ratio.
     """
 
     batch: Batch
@@ -48,6 +49,7 @@ class Minibatch:
     advantages: Tensor
     returns: Tensor
     scores: Tensor
+    kl: float
 
 
 def raw_scores(rollouts: Sequence[Rollout]) -> Tensor:
@@ -67,19 +69,25 @@ def raw_scores(rollouts: Sequence[Rollout]) -> Tensor:
 def scale_of(rollouts: Sequence[Rollout]) -> Scale:
     """Mean and standard deviation of the raw scores."""
     raw = raw_scores(rollouts)
-    return Scale(float(raw.mean()), float(raw.std()))
+    return Scale(float(raw.mean()), float(raw.std()), len(raw))
 
 
 def shape_scores(rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale) -> Tensor:
-    """Rewards of whole answers, ``[rollouts]``: raw scores in units of the first step's spread, clipped, the penalty
-    where an answer never ended, and less the mean of the prompt's answers where it has several.
+    """Rewards of whole answers, ``[rollouts]``.
 
-    That mean is the baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740) but for a factor: it takes off what
-    belongs to the prompt, the constant that a ranking loss leaves undecided among it.
+    Raw scores in units of the scale's spread and clipped (``scale="running"`` clips first and leaves the mean where it
+    is), what its length is worth, the penalty where an answer never ended, and less the mean of the prompt's answers
+    where it has several. That mean is the baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740) but for a factor:
+    it takes off what belongs to the prompt, the constant that a ranking loss leaves undecided among it.
     """
-    shaped = (raw_scores(rollouts) - (scale.mean if recipe.centre else 0.0)) / scale.std
+    raw, clip = raw_scores(rollouts), recipe.score_clip
+    if recipe.scale == "running":
+        shaped = raw.clamp(-clip, clip) / scale.std
+    else:
+        shaped = ((raw - (scale.mean if recipe.centre else 0.0)) / scale.std).clamp(-clip, clip)
     unfinished = torch.tensor([float(not rollout.sample.finished) for rollout in rollouts])
-    shaped = shaped.clamp(-recipe.score_clip, recipe.score_clip) + recipe.missing_eos * unfinished
+    lengths = torch.tensor([float(len(rollout.sample.ids)) for rollout in rollouts])
+    shaped = shaped + recipe.missing_eos * unfinished + recipe.length * lengths
     return centred(shaped[:, None], rollouts)[:, 0] if recipe.centre else shaped
 
 
@@ -125,25 +133,30 @@ def foresee(rollouts: Sequence[Rollout], shaped: Tensor, window: int = 3) -> lis
     return [row[:length] for row, length in zip(values, lengths, strict=True)]
 
 
-def minibatches(hydra: Hydra, rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale) -> list[Minibatch]:
+def minibatches(
+    hydra: Hydra, rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale, kl: float | None = None
+) -> list[Minibatch]:
     """Old and reference log-probabilities, advantages and returns, in minibatches of similar length.
+
+    ``kl`` is the weight of the log-ratio where it is not the recipe's.
 
     Raises:
         TuningError: as :func:`raw_scores`.
     """
     shaped = shape_scores(rollouts, recipe, scale)
-    ahead = foresee(rollouts, shaped)
+    ahead = foresee(rollouts, shaped) if recipe.foresee else [torch.zeros(len(r.sample.ids)) for r in rollouts]
+    kl = recipe.kl if kl is None else kl
     parts = []
     for rows in similar_lengths(rollouts, recipe):
         batch = collate_rollouts([rollouts[i] for i in rows])
         old, scores = hydra.compare(batch), shaped[rows].to(batch.states.device)
         foreseen = torch.nn.utils.rnn.pad_sequence([ahead[i] for i in rows], batch_first=True).to(scores.device)
-        rewards = batch.unflatten(-recipe.kl * (old.logprobs - old.reference))
+        rewards = batch.unflatten(-kl * (old.logprobs - old.reference))
         ends = batch.mask.sum(1) - 1
         rewards[torch.arange(len(rows), device=ends.device), ends] += scores
         values = batch.unflatten(old.values) + foreseen
         advantages, returns = losses.gae(rewards, values, batch.mask.float(), gamma=1.0, lam=recipe.gae_lambda)
-        parts.append(Minibatch(batch, old, foreseen, advantages, returns, scores))
+        parts.append(Minibatch(batch, old, foreseen, advantages, returns, scores, kl))
     if recipe.whiten:
         every = torch.cat([part.advantages[part.batch.mask] for part in parts])
         for part in parts:
@@ -152,8 +165,8 @@ def minibatches(hydra: Hydra, rollouts: Sequence[Rollout], recipe: Recipe, scale
 
 
 def similar_lengths(rollouts: Sequence[Rollout], recipe: Recipe) -> list[list[int]]:
-    """Row indices of each minibatch; the two answers of one P3O prompt stay side by side."""
-    unit = 2 if recipe.objective == "p3o" else 1
+    """Row indices of each minibatch; two answers that P3O compares, or all that RLOO does, stay side by side."""
+    unit = {"p3o": 2, "rloo": recipe.answers}.get(recipe.objective, 1)
     groups = [list(range(i, i + unit)) for i in range(0, len(rollouts), unit)]
     groups.sort(key=lambda g: max(rollouts[i].length for i in g))
     per = max(1, recipe.minibatch // unit)

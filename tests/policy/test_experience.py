@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import toy
 from starling_nb.models import LM
 from starling_nb.policy import experience
-from starling_nb.policy.experience import Scale, TuningError
+from starling_nb.policy.experience import Scale
 from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rollouts import Rollout, collect
-from starling_nb.policy.tuning import Recipe
 
 RECIPE = Recipe(minibatch=4, kl=0.0, gae_lambda=0.0, whiten=False, centre=False, missing_eos=-1.0, trainable="last:1")
 UNIT = Scale(0.0, 1.0)
@@ -176,3 +179,25 @@ def test_a_step_is_summed_up_by_hand(lm: LM) -> None:
     assert found["eos_rate"] == sum(rollout.sample.finished for rollout in rollouts) / 10
     assert found["kl"] == 0.0
     assert 0 < found["entropy"] <= torch.tensor(float(lm.model.config.vocab_size)).log()
+
+
+@given(st.lists(st.floats(-5, 5), min_size=2, max_size=6), st.lists(st.floats(-5, 5), min_size=2, max_size=6))
+def test_a_running_scale_is_that_of_all_scores(first: list[float], second: list[float]) -> None:
+    def scale(values: list[float]) -> Scale:
+        return Scale(float(np.mean(values)), float(np.std(values, ddof=1)), len(values))
+
+    both, due = scale(first).joined(scale(second)), scale(first + second)
+    assert (both.mean, both.std, both.count) == pytest.approx((due.mean, due.std, due.count), abs=1e-9)
+
+
+def test_the_published_order_clips_raw_scores_before_it_scales_them(lm: LM) -> None:
+    rollouts = roll(lm, 4)
+    for rollout, score in zip(rollouts, (-30.0, 4.0, 6.0, 12.0), strict=True):
+        rollout.score = score
+    found = experience.shape_scores(rollouts, Recipe.published(), Scale(3.0, 2.0, 4))
+    assert found.tolist() == [-5.0, 2.0, 3.0, 5.0]
+    longer = replace(RECIPE, length=-0.01, missing_eos=0.0)
+    gap = experience.shape_scores(rollouts, longer, UNIT) - experience.shape_scores(
+        rollouts, replace(longer, length=0.0), UNIT
+    )
+    assert gap.tolist() == pytest.approx([-0.01 * len(rollout.sample.ids) for rollout in rollouts], abs=1e-6)

@@ -14,10 +14,11 @@ from torch import Tensor
 import toy
 from starling_nb import losses
 from starling_nb.models import LM
-from starling_nb.policy import tuning
-from starling_nb.policy.hydra import Hydra
+from starling_nb.policy import experience, guards, tuning
+from starling_nb.policy.hydra import Batch, Hydra, collate
+from starling_nb.policy.recipe import Recipe, TuningError, switches
 from starling_nb.policy.rollouts import Rollout
-from starling_nb.policy.tuning import Recipe, TuningError, tune
+from starling_nb.policy.tuning import tune
 from starling_nb.reward.model import Reading
 
 PROMPTS = toy.prompts(toy.QUESTIONS)
@@ -41,7 +42,7 @@ class Stop(Exception):  # noqa: N818
     """The plug is pulled."""
 
 
-@pytest.mark.parametrize("objective", ["apa", "ppo", "p3o"])
+@pytest.mark.parametrize("objective", ["apa", "ppo", "p3o", "rloo"])
 def test_every_objective_finds_a_planted_reward(objective: Any) -> None:
     lm = toy.lm()
     before = toy.weights(lm.model)
@@ -60,9 +61,18 @@ def test_every_objective_finds_a_planted_reward(objective: Any) -> None:
     assert toy.changed(toy.weights(found.hydra.top.layers[0]), lm.model.model.layers[1]) == set()
 
 
-@pytest.mark.parametrize("objective", ["apa", "p3o"])
-def test_stopping_and_going_on_is_not_stopping_at_all(objective: Any, tmp_path: Path) -> None:
-    recipe = replace(QUICK, objective=objective, steps=6, rollouts=16, minibatch=8)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"objective": "p3o"},
+        {"objective": "rloo", "kl": 0.1, "kl_target": 1.0, "kl_horizon": 40},
+        {"scale": "running", "value": "branch", "trainable": "lora:2"},
+    ],
+    ids=["apa", "p3o", "rloo, steered", "running scale, branch, adapters"],
+)
+def test_stopping_and_going_on_is_not_stopping_at_all(changes: dict[str, Any], tmp_path: Path) -> None:
+    recipe = replace(QUICK, steps=6, rollouts=16, minibatch=8, **changes)
     lm = toy.lm()
     whole = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, recipe)
 
@@ -81,6 +91,8 @@ def test_stopping_and_going_on_is_not_stopping_at_all(objective: Any, tmp_path: 
     assert again.history == whole.history
     assert toy.changed(toy.weights(whole.hydra), again.hydra) == set()
     assert toy.changed(toy.weights(lm.model), third.model) == set()
+    weights = {record["kl_weight"] for record in whole.history}
+    assert len(weights) == (6 if "kl_target" in changes else 1)
     fourth = toy.lm()
     finished = tune(fourth, toy.Likes(fourth, "aeiou"), PROMPTS, recipe, checkpoint=path)
     assert finished.resumed == 6
@@ -131,9 +143,16 @@ def test_prompts_come_round_by_seed_with_their_answers_side_by_side() -> None:
 
 @pytest.mark.parametrize(
     ("changes", "says"),
-    [({"answers": 3}, "multiple"), ({"answers": 0}, "multiple"), ({"objective": "p3o", "answers": 1}, "must be even")],
+    [
+        ({"answers": 3}, "multiple"),
+        ({"answers": 0}, "multiple"),
+        ({"objective": "p3o", "answers": 1}, "must be even"),
+        ({"objective": "rloo", "answers": 1}, "must be 2 or more"),
+        ({"kl_target": 4.0}, "cannot be steered"),
+        ({"kl_target": -1.0, "kl": 0.1}, "cannot be steered"),
+    ],
 )
-def test_answers_that_fill_no_step_are_refused(changes: Any, says: str) -> None:
+def test_recipes_that_cannot_be_run_are_refused(changes: Any, says: str) -> None:
     with pytest.raises(TuningError, match=says):
         replace(QUICK, **changes)
 
@@ -174,8 +193,8 @@ def test_a_constant_or_broken_reward_stops_the_run() -> None:
 
 def test_a_policy_that_is_not_its_reference_at_the_start_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
     class Shifted(Hydra):
-        def __init__(self, lm: LM, trainable: str) -> None:
-            super().__init__(lm, trainable)
+        def __init__(self, lm: LM, *rest: Any) -> None:
+            super().__init__(lm, *rest)
             with torch.no_grad():
                 self.reference.norm.weight.mul_(1.05)
 
@@ -183,6 +202,113 @@ def test_a_policy_that_is_not_its_reference_at_the_start_stops_the_run(monkeypat
     lm = toy.lm()
     with pytest.raises(TuningError, match="differ before any step"):
         tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+
+
+def test_dropout_that_was_left_on_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Dropping(Hydra):
+        def __init__(self, lm: LM, *rest: Any) -> None:
+            super().__init__(lm, *rest)
+            self.top.train()
+
+    monkeypatch.setattr(tuning, "Hydra", Dropping)
+    lm = toy.lm(attention_dropout=0.3)
+    with pytest.raises(TuningError, match="differ before any step"):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+
+
+def test_padding_on_the_wrong_side_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def turned(states: Sequence[Tensor], *rest: Any) -> Batch:
+        right = collate(states, *rest)
+        lengths = [prompt + len(answer) - 1 for prompt, answer in zip(*rest, strict=True)]
+        rolled = [row.roll(len(row) - length, 0) for row, length in zip(right.states, lengths, strict=True)]
+        return replace(right, states=torch.stack(rolled))
+
+    monkeypatch.setattr(experience, "collate", turned)
+    lm = toy.lm()
+    with pytest.raises(TuningError, match="sampler and trainer disagree"):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+
+
+def test_a_mask_made_from_padding_that_is_the_end_of_turn_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    def from_padding(states: Any, prompts: Any, answers: Any) -> Batch:
+        kept = [[token for token in answer if token != 2] or [5] for answer in answers]
+        return collate(states, prompts, kept)
+
+    monkeypatch.setattr(experience, "collate", from_padding)
+    lm = toy.lm()
+    with pytest.raises(TuningError, match="make masks from lengths"):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(ONE, rollouts=16, minibatch=16))
+
+
+@pytest.mark.parametrize(("where", "says"), [("prompt", "two BOS tokens"), ("answer", "between every prompt")])
+def test_a_second_begin_of_text_stops_the_run(where: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect = tuning.collect
+
+    def begun_twice(*arguments: Any, **settings: Any) -> list[Rollout]:
+        found = collect(*arguments, **settings)
+        for rollout in found:
+            if where == "answer":
+                rollout.sample.ids.insert(0, 1)
+            else:
+                rollout.sample.prompt[:0] = [1, 1]
+        return found
+
+    monkeypatch.setattr(tuning, "collect", begun_twice)
+    lm = toy.lm()
+    with pytest.raises(TuningError, match=says):
+        tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
+
+
+def test_answers_that_stop_ending_stop_the_run() -> None:
+    recipe = replace(QUICK, rollouts=40)
+
+    def record(step: int, rate: float) -> dict[str, float]:
+        return {"step": float(step), "eos_rate": rate}
+
+    guards.still_ends(record(0, 0.0), [], recipe)
+    guards.still_ends(record(1, 0.11), [record(0, 0.5)], recipe)
+    guards.still_ends(record(1, 0.0), [record(0, 0.3)], recipe)  # twelve answers at first: too few to tell
+    with pytest.raises(TuningError, match="5% of them in step 1, 50% at first"):
+        guards.still_ends(record(1, 0.05), [record(0, 0.5)], recipe)
+
+
+def test_the_weight_of_the_divergence_is_steered_by_at_most_a_fifth() -> None:
+    recipe = replace(QUICK, rollouts=100, kl=0.1, kl_target=2.0, kl_horizon=1000)
+    for kl, factor in ((2.0, 1.0), (2.2, 1.01), (9.0, 1.02), (1.8, 0.99), (0.0, 0.98)):
+        assert tuning.steered(0.1, kl, recipe) == pytest.approx(0.1 * factor)
+    assert tuning.steered(0.1, 9.0, QUICK) == 0.1
+
+
+def test_the_published_recipe_warns_of_its_quirk_and_is_guarded_against_all_else(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learned: list[int] = []
+    apa = losses.apa
+
+    def watched(logprobs: Tensor, anchor: Tensor, advantages: Tensor, mask: Tensor, **settings: Any) -> Tensor:
+        learned.append(int(mask.sum()))
+        return apa(logprobs, anchor, advantages, mask, **settings)
+
+    monkeypatch.setattr(losses, "apa", watched)
+    recipe = Recipe.published(steps=2, rollouts=32, max_new_tokens=40, trainable="last:1")
+    lm = toy.lm()
+    found = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, recipe)
+    assert [warning.split(":")[0] for warning in found.warnings] == ["hide_eos"]
+    tokens, ended = (sum(round(32 * record[name]) for record in found.history) for name in ("length", "eos_rate"))
+    assert recipe.epochs * tokens - sum(learned) == recipe.epochs * ended > 0
+    assert tune(toy.lm(), toy.Likes(lm, "aeiou"), PROMPTS, replace(ONE, rollouts=4)).warnings == []
+    with pytest.raises(TuningError, match="the reward is constant"):
+        tune(toy.lm(), Constant(lm), PROMPTS, recipe)
+
+
+def test_every_switch_of_the_published_recipe_is_one_and_is_set() -> None:
+    published = Recipe.published()
+    table = switches()
+    assert len({row["switch"] for row in table}) == len(table)
+    for row in table:
+        assert getattr(published, row["switch"]) == row["published"]
+        assert getattr(Recipe(), row["switch"]) == row["corrected"]
+    assert (published.anchor, published.lam, published.kl, published.score_clip) == ("rollout", 1.0, 0.01, 10.0)
 
 
 def test_a_sampler_that_is_not_the_trained_model_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
