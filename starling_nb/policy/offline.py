@@ -1,4 +1,4 @@
-"""Direct preference optimisation on the data set's own pairs: no sampling, no reward model.
+"""Direct preference optimisation and its kin on the data set's own pairs: no sampling, no reward model.
 
 Trained over the same kept trunk states and the same top blocks as the online objectives, so that budgets compare.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -26,11 +26,17 @@ Report = Callable[[int, int, dict[str, float]], None]
 
 @dataclass(frozen=True)
 class Recipe:
-    """How DPO is run; ``beta`` 0.1 as in the authors' script (eric-mitchell/direct-preference-optimization)."""
+    """How DPO is run; ``beta`` 0.1 as in its authors' script (eric-mitchell/direct-preference-optimization).
 
+    ``cdpo`` takes a share ``flipped`` of the labels for wrong (the same script); ``ipo`` draws margins to 1 / (2 beta)
+    (:func:`starling_nb.losses.dpo`).
+    """
+
+    objective: Literal["dpo", "cdpo", "ipo"] = "dpo"
     batch: int = 8
     lr: float = 2e-5
     beta: float = 0.1
+    flipped: float = 0.1
     trainable: str = "last:4"
     seed: int = 0
 
@@ -106,7 +112,7 @@ def tune(
         ours = _sums(hydra(batch)[0], batch)
         with accelerator.autocast():
             theirs = _sums(plain.reference_logprobs(batch), batch)
-        loss = losses.dpo(ours[:, 0], ours[:, 1], theirs[:, 0], theirs[:, 1], beta=recipe.beta)
+        loss = _loss(ours, theirs, recipe)
         if not math.isfinite(float(loss.detach())):
             raise StarlingError(f"the DPO loss is not a number at step {step}: lower lr")
         accelerator.backward(loss)
@@ -120,6 +126,16 @@ def tune(
             _save(checkpoint, plain, optimizer, history)
     plain.top.write_into(lm.model.model)
     return plain, history
+
+
+def _loss(ours: Tensor, theirs: Tensor, recipe: Recipe) -> Tensor:
+    """Of pairs: log-probabilities of both answers, policy and reference, ``[pairs, 2]`` each."""
+    return losses.dpo(
+        *(side[:, place] for side in (ours, theirs) for place in (0, 1)),
+        beta=recipe.beta,
+        label_smoothing=recipe.flipped if recipe.objective == "cdpo" else 0.0,
+        kind="ipo" if recipe.objective == "ipo" else "sigmoid",
+    )
 
 
 def _margins(ours: Tensor, theirs: Tensor) -> dict[str, float]:

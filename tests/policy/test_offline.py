@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -42,6 +43,21 @@ def test_the_loss_falls_and_the_margins_rise(dtype: torch.dtype) -> None:
     assert changed
     assert all(name.startswith(("model.layers.1.", "model.layers.2.", "model.norm.")) for name in changed)
     assert hydra.start == 1
+
+
+@pytest.mark.parametrize(
+    ("objective", "first", "margin"),
+    [("cdpo", math.log(2), math.log(4) / 0.5), ("ipo", 1.0, 1.0)],
+)
+def test_its_kin_draw_the_margin_to_where_it_belongs(objective: Any, first: float, margin: float) -> None:
+    """A share flipped of one fifth is worth log 4 / beta, and IPO's target is 1 / (2 beta)."""
+    lm = toy.lm()
+    recipe = replace(QUICK, objective=objective, beta=0.5, flipped=0.2, lr=2e-3)
+    every = prepare(lm, offline.pairs(toy.comparisons(), 320, seed=0), "last:2")
+    _, history = offline.tune(lm, every, recipe)
+    assert history[0]["loss"] == pytest.approx(first, abs=1e-3)
+    last = [record["margin"] for record in history[-10:]]
+    assert sum(last) / len(last) == pytest.approx(margin, rel=0.25)
 
 
 @torch.no_grad()

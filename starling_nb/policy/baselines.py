@@ -1,0 +1,79 @@
+"""What a tuned policy has to be compared with: the best of n answers of the start model, and extrapolated weights."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike
+
+from starling_nb.errors import StarlingError
+from starling_nb.models import LM
+
+
+def best_of_n_kl(n: int) -> float:
+    """Divergence of the best of ``n`` answers from one answer, nats: log n - (n - 1) / n.
+
+    Exact where no two answers score alike, an upper bound otherwise (Beirami et al. 2024, arXiv 2401.01879).
+
+    Raises:
+        StarlingError: ``n`` below 1.
+    """
+    if n < 1:
+        raise StarlingError(f"best of n = {n}: n is 1 or more")
+    return math.log(n) - (n - 1) / n
+
+
+def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
+    """What the best of ``n`` answers by ``proxy`` earns in ``gold``, over all choices of n of the N answers.
+
+    Unbiased, of least variance: in order of proxy the i-th of N is the best of ``C(i - 1, n - 1)`` of the ``C(N, n)``
+    choices (Nakano et al. 2021, arXiv 2112.09332, appendix I). Equal proxies share their places.
+
+    Args:
+        proxy: scores of one prompt's N answers by what chooses. gold: by what judges; the same to see proxy itself.
+        n: answers chosen from, 1 to N.
+
+    Raises:
+        StarlingError: other shapes, a score that is not finite, or an ``n`` that N answers cannot give.
+    """
+    by, worth = np.asarray(proxy, dtype=np.float64), np.asarray(gold, dtype=np.float64)
+    if by.shape != worth.shape or by.ndim != 1 or not (np.isfinite(by).all() and np.isfinite(worth).all()):
+        raise StarlingError("best of n needs one finite proxy and one finite gold score for each answer of a prompt")
+    total = len(by)
+    if not 1 <= n <= total:
+        raise StarlingError(f"best of n = {n} cannot be had from {total} answers: choose n from 1 to {total}")
+    weights = np.array([math.comb(i, n - 1) / math.comb(total, n) for i in range(total)])
+    order = np.argsort(by, kind="stable")
+    places = np.split(weights, np.flatnonzero(np.diff(by[order])) + 1)
+    shared = np.concatenate([np.full(len(place), place.mean()) for place in places])
+    return float(shared @ worth[order])
+
+
+@torch.no_grad()
+def extrapolate(start: LM, tuned: LM, alpha: float) -> LM:
+    """ExPO: a model as far beyond ``tuned`` as ``alpha`` times its way from ``start``.
+
+    ``tuned + alpha * (tuned - start)``, weight by weight in float32 (Zheng et al. 2024, arXiv 2404.16792). 0 is the
+    tuned model, -1 the start model.
+
+    Raises:
+        StarlingError: the models have other weights.
+    """
+    model: Any = copy.deepcopy(tuned.model)
+    first, state = start.model.state_dict(), model.state_dict()
+    if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in state.items()}:
+        raise StarlingError(f"{tuned.name} was not tuned from {start.name}: their weights have other names or shapes")
+    for name, value in state.items():
+        if value.is_floating_point() and not torch.equal(value, first[name]):
+            value.copy_(value.float() + alpha * (value.float() - first[name].float()))
+    return LM(model, tuned.chat, tuned.name)
+
+
+def mean_best_of_n(proxy: Sequence[ArrayLike], gold: Sequence[ArrayLike], n: int) -> float:
+    """:func:`best_of_n`, mean over prompts."""
+    return float(np.mean([best_of_n(by, worth, n) for by, worth in zip(proxy, gold, strict=True)]))
