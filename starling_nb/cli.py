@@ -137,6 +137,27 @@ def judge(
 
 
 @app.command()
+def plan(
+    cards: Annotated[int, typer.Option(min=1, help="Cards that train the policy.")] = 7,
+    reward_cards: Annotated[int, typer.Option(min=0, help="Cards that serve the reward model; 0: beside it.")] = 1,
+    card: Annotated[str, typer.Option(help="a100 or h100, 80 GB each.")] = "a100",
+    memory: Annotated[float | None, typer.Option(help="Gigabytes of a card, where it has others.")] = None,
+    price: Annotated[float | None, typer.Option(help="Dollars an hour and card.")] = None,
+    trainable: Annotated[str, typer.Option(help="last:k, blocks:a-b, lora:r or full.")] = "last:4",
+    rows: Annotated[int, typer.Option(min=1, help="Answers a card samples before it learns from them.")] = 64,
+    together: Annotated[int, typer.Option(min=1, help="Sequences at a time on a card.")] = 4,
+    updates: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 10_000,
+) -> None:
+    """Say what tuning at the published size takes: memory a card, time, money; refuse what does not fit."""
+    from starling_nb.policy import plan as planning
+
+    run = planning.Run(
+        trainable=trainable, ranks=cards, reward_cards=reward_cards, rows=rows, together=together, updates=updates
+    )
+    typer.echo(planning.told(run, planning.card(card, memory, price)))
+
+
+@app.command()
 def bias(
     rankings: Annotated[Path, typer.Argument(help="Rankings: .parquet, .jsonl, .json or .csv.")],
     out: Annotated[Path, typer.Option(help="Folder for bias.md, bias.html, bias.json and figures.")] = Path("bias"),
