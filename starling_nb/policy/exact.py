@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
+import pandas as pd
 import torch
 from scipy.special import lambertw
 from torch import Tensor
@@ -61,11 +62,68 @@ class Problem:
         return policy(high)
 
 
-def settle(objective: Objective, start: Tensor, rounds: int = 250, lr: float = 0.1) -> Tensor:
+EXAMPLE = Problem(
+    torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04], dtype=torch.float64),
+    torch.tensor([0.2, -0.5, 1.0, 0.4, -1.0, 0.8], dtype=torch.float64),
+)
+"""Six answers; the best is neither the likeliest nor the rarest."""
+
+
+def ends(problem: Problem = EXAMPLE, beta: float = 0.5, lam: float = 1.0) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Where each objective comes to rest beside where theory puts it, and the way there.
+
+    APA anchored on the start model ends at ``start * exp(advantage / lam)``; all others, APA anchored on its rollouts
+    with them, at ``start * exp(reward / beta)``, whatever their own settings.
+
+    Returns:
+        Ends: objective, answer, derived, found. Ways: objective, step, probability of the answer that earns most; the
+        derived ones are level lines.
+    """
+    regularised, tilted = problem.tilted(1 / beta), problem.tilted(1 / lam)
+    every = {
+        "APA, start anchor": (apa(problem, lam=lam), tilted),
+        "APA, rollout anchor": (apa(problem, lam=2.0, anchor="rollout", kl=beta), regularised),
+        "PPO": (ppo(problem, kl=beta), regularised),
+        "P3O": (p3o(problem, kl=beta), regularised),
+        "RLOO": (rloo(problem, kl=beta), regularised),
+        "DPO": (dpo(problem, beta=beta), regularised),
+    }
+    best, found, ways = int(problem.rewards.argmax()), [], []
+    for name, (objective, due) in every.items():
+        way: list[Tensor] = []
+        settle(objective, problem.start, way=way)
+        columns = {"objective": name, "answer": range(len(due)), "derived": due, "found": way[-1]}
+        found.append(pd.DataFrame(columns))
+        seen = [float(policy[best]) for policy in way]
+        ways.append(pd.DataFrame({"objective": name, "step": range(len(way)), "probability": seen})[:121:4])
+    for name, due in {"derived, λ": tilted, "derived, β": regularised}.items():
+        level = {"objective": name, "step": [0, 120], "probability": float(due[best])}
+        ways.append(pd.DataFrame(level))
+    return pd.concat(found, ignore_index=True), pd.concat(ways, ignore_index=True)
+
+
+def from_elsewhere(problem: Problem = EXAMPLE) -> pd.DataFrame:
+    """How far from ``start * exp(advantage / lam)`` APA ends on answers that are not its own.
+
+    Columns drawn from, lambda, distance (total variation, from :meth:`Problem.constrained`; 0 on its own answers). The
+    targets sum to Z, not to one, and who draws the answers decides where the rest goes; with λ it goes away.
+    """
+    uniform = torch.full_like(problem.start, 1 / len(problem.start))
+    rows = []
+    for name, sampled in {"the start model": problem.start, "all answers alike": uniform}.items():
+        for lam in (0.25, 0.35, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0):
+            gap = problem.constrained(lam, sampled) - problem.tilted(1 / lam)
+            rows.append({"drawn from": name, "lambda": lam, "distance": float(gap.abs().sum() / 2)})
+    return pd.DataFrame(rows)
+
+
+def settle(
+    objective: Objective, start: Tensor, rounds: int = 250, lr: float = 0.1, way: list[Tensor] | None = None
+) -> Tensor:
     """The policy, ``[answers]``, where descent from ``start`` comes to rest, sampling anew before every step.
 
     Adam on logits with a learning rate that falls to nothing along a cosine; its memory of squared gradients is short,
-    since those of an answer shrink with the answer's probability.
+    since those of an answer shrink with the answer's probability. ``way`` is given the policy after every step.
     """
     logits = start.log().clone().requires_grad_()
     optimizer = torch.optim.Adam([logits], lr=lr, betas=(0.9, 0.9))
@@ -76,6 +134,8 @@ def settle(objective: Objective, start: Tensor, rounds: int = 250, lr: float = 0
         objective(logprobs, logprobs.detach()).backward()
         optimizer.step()
         schedule.step()
+        if way is not None:
+            way.append(logits.detach().softmax(0))
     return logits.detach().softmax(0)
 
 

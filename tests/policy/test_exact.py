@@ -9,10 +9,7 @@ from torch import Tensor
 from starling_nb.policy import exact
 from starling_nb.policy.exact import Problem
 
-PROBLEM = Problem(
-    torch.tensor([0.4, 0.25, 0.15, 0.1, 0.06, 0.04], dtype=torch.float64),
-    torch.tensor([0.2, -0.5, 1.0, 0.4, -1.0, 0.8], dtype=torch.float64),
-)
+PROBLEM = exact.EXAMPLE
 BETA = 0.5
 
 
@@ -76,3 +73,16 @@ def test_whitening_divides_lambda_and_scaling_divides_beta_by_a_spread() -> None
     agree(found, PROBLEM.tilted(1 / spread))
     scaled = Problem(PROBLEM.start, PROBLEM.rewards / 0.7)
     agree(exact.settle(exact.ppo(scaled, kl=BETA), PROBLEM.start), PROBLEM.tilted(1 / (BETA * 0.7)))
+
+
+def test_tables_for_the_notebook_hold_what_theory_says() -> None:
+    table, ways = exact.ends()
+    assert set(table.groupby("objective").size()) == {6}
+    assert (table.found / table.derived - 1).abs().max() < 0.01
+    last = ways[ways.step == ways.step.max()].set_index("objective").probability
+    assert last["derived, β"] == pytest.approx(float(PROBLEM.tilted(2.0)[2]))
+    assert last["derived, λ"] == pytest.approx(float(PROBLEM.tilted(1.0)[2]))
+    away = exact.from_elsewhere().set_index("lambda").groupby("drawn from").distance
+    for _, distances in away:
+        assert distances.is_monotonic_decreasing
+        assert distances.iloc[0] > 0.05 > 0.005 > distances.iloc[-1]
