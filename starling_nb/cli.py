@@ -13,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from starling_nb import cli_models
 from starling_nb.errors import StarlingError
 
 app = typer.Typer(
@@ -137,27 +138,6 @@ def judge(
 
 
 @app.command()
-def plan(
-    cards: Annotated[int, typer.Option(min=1, help="Cards that train the policy.")] = 7,
-    reward_cards: Annotated[int, typer.Option(min=0, help="Cards that serve the reward model; 0: beside it.")] = 1,
-    card: Annotated[str, typer.Option(help="a100 or h100, 80 GB each.")] = "a100",
-    memory: Annotated[float | None, typer.Option(help="Gigabytes of a card, where it has others.")] = None,
-    price: Annotated[float | None, typer.Option(help="Dollars an hour and card.")] = None,
-    trainable: Annotated[str, typer.Option(help="last:k, blocks:a-b, lora:r or full.")] = "last:4",
-    rows: Annotated[int, typer.Option(min=1, help="Answers a card samples before it learns from them.")] = 64,
-    together: Annotated[int, typer.Option(min=1, help="Sequences at a time on a card.")] = 4,
-    updates: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 10_000,
-) -> None:
-    """Say what tuning at the published size takes: memory a card, time, money; refuse what does not fit."""
-    from starling_nb.policy import plan as planning
-
-    run = planning.Run(
-        trainable=trainable, ranks=cards, reward_cards=reward_cards, rows=rows, together=together, updates=updates
-    )
-    typer.echo(planning.told(run, planning.card(card, memory, price)))
-
-
-@app.command()
 def bias(
     rankings: Annotated[Path, typer.Argument(help="Rankings: .parquet, .jsonl, .json or .csv.")],
     out: Annotated[Path, typer.Option(help="Folder for bias.md, bias.html, bias.json and figures.")] = Path("bias"),
@@ -189,70 +169,7 @@ def _measure(
     typer.echo(f"{findings.summary}\n{out / 'bias.html'}")
 
 
-@app.command()
-def train_reward(
-    data: Annotated[Path, typer.Argument(help="Rankings in Nectar's schema: .parquet, .jsonl or .jsonl.gz.")],
-    out: Annotated[Path, typer.Option(help="Folder for the model, its evaluation and the checkpoint.")] = Path(
-        "reward"
-    ),
-    base: Annotated[str, typer.Option(help="Backbone: smollm2-135m, a folder or a hub id.")] = "smollm2-135m",
-    depth: Annotated[int, typer.Option(min=0, help="Blocks of the backbone that are kept; 0 keeps all.")] = 0,
-    loss: Annotated[str, typer.Option(help="k_wise or pairwise.")] = "k_wise",
-    trainable: Annotated[str, typer.Option(help="What learns: last:k, blocks:a-b, lora:r or full.")] = "last:4",
-    readout: Annotated[str, typer.Option(help="Where the score is read: last_token, mean or both.")] = "last_token",
-    lr: Annotated[float, typer.Option(help="Learning rate of the blocks.")] = 1e-4,
-    head_lr: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-3,
-    epochs: Annotated[int, typer.Option(min=1, help="Passes over the comparisons.")] = 2,
-    batch: Annotated[int, typer.Option(min=1, help="Comparisons a step, over all processes.")] = 6,
-    held_out: Annotated[list[str] | None, typer.Option(help="Responder that is not trained on.")] = None,
-    limit: Annotated[int, typer.Option(min=16, help="Tokens a prompt with an answer may take.")] = 2048,
-    judge: Annotated[str, typer.Option(help="Who ranked the answers, for the model card.")] = "not told",
-    seed: Annotated[int, typer.Option(help="Of the order.")] = 0,
-) -> None:
-    """Train a reward model on rankings; measure it on prompts of the test split; run it again to go on."""
-    from starling_nb.progress import named
-    from starling_nb.reward import running
-    from starling_nb.reward.training import Recipe
-
-    recipe = Recipe(
-        loss=loss,  # type: ignore[arg-type]
-        lr=lr,
-        head_lr=head_lr,
-        epochs=epochs,
-        batch=batch,
-        trainable=trainable,
-        readout=readout,
-        seed=seed,
-    )
-    plan = running.Plan(data, out, base, depth, limit, tuple(held_out or ()), judge=judge, recipe=recipe)
-    done = running.run(plan, named)
-    dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"
-    typer.echo(f"comparisons: {done.sizes}; left out: {dropped}; prompt tokens cut: {done.cut}")
-    typer.echo(done.board[done.board.metric == "pairwise_accuracy"].to_string(index=False))
-    for warning in done.warnings:
-        typer.echo(f"look: {warning}", err=True)
-    typer.echo(f"{done.model}")
-
-
-@app.command()
-def score(
-    model: Annotated[str, typer.Argument(help="Reward model: a folder or a hub id.")],
-    source: Annotated[str, typer.Argument(help="Rankings in Nectar's schema, JSON lines with messages, a benchmark.")],
-    out: Annotated[Path, typer.Option(help="File to write, one JSON line an answer.")] = Path("scores.jsonl"),
-    benchmark: Annotated[str | None, typer.Option(help="human, safety, truth, reward_bench, rm_bench, …")] = None,
-) -> None:
-    """Score answers by a reward model, ours or a released one; with a benchmark, say how well."""
-    from functools import partial
-
-    from starling_nb.reward import RewardModel, benchmarks, running
-
-    loaded = RewardModel.from_pretrained(model)
-    if benchmark is None:
-        done, cut = running.score(loaded, Path(source), out)
-        typer.echo(f"{out}: {done} scores; prompts cut to the model's window: {cut}")
-        return
-    found = benchmarks.evaluate(benchmark, source, partial(loaded.score, truncate=True), label=model, path=out)
-    typer.echo(f"{found.to_string(index=False)}\n{out}")
+app.registered_commands += cli_models.app.registered_commands
 
 
 @app.command()

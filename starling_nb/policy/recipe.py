@@ -6,10 +6,13 @@ its oddities included; :func:`switches` sets them side by side.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
-from typing import Any, Literal
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from starling_nb.errors import StarlingError
+from starling_nb.profiles.values import parse
 
 
 class TuningError(StarlingError):
@@ -123,3 +126,35 @@ def switches() -> list[dict[str, Any]]:
         {"switch": name, "published": value, "corrected": corrected[name], "remark": remark}
         for name, value, remark in PUBLISHED
     ]
+
+
+def made(name: str, objective: str, settings: Sequence[str] = ()) -> Recipe:
+    """A recipe by name, with switches set as text (``lam=0.5``, ``value_clip=none``).
+
+    Raises:
+        TuningError: an unknown name, objective or switch, or a value of another kind; the message says which there are.
+    """
+    changes: dict[str, Any] = {"objective": objective}
+    for text in settings:
+        switch, _, value = text.partition("=")
+        changes[switch.strip()] = _value(switch.strip(), value.strip())
+    kinds = get_type_hints(Recipe)
+    for switch, value in changes.items():
+        choices = get_args(kinds[switch]) if get_origin(kinds[switch]) is Literal else ()
+        if choices and value not in choices:
+            raise TuningError(f"{switch}={value}: choose {', '.join(choices)}")
+    if name not in ("corrected", "published"):
+        raise TuningError(f"unknown recipe {name!r}: choose corrected or published")
+    return Recipe.published(**changes) if name == "published" else Recipe(**changes)
+
+
+def _value(switch: str, text: str) -> Any:
+    kinds = get_type_hints(Recipe)
+    if switch not in kinds:
+        raise TuningError(f"unknown switch {switch!r}: there are {', '.join(kinds)}")
+    kind = kinds[switch]
+    if get_origin(kind) is UnionType:
+        if text.lower() == "none":
+            return None
+        kind = get_args(kind)[0]
+    return text if get_origin(kind) is Literal else parse(switch, kind, text)

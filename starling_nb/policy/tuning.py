@@ -7,7 +7,7 @@ differ only in the loss; everything else is shared, so a comparison between them
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,8 @@ def tune(
     """
     torch.manual_seed(recipe.seed)
     loop = _start(lm, recipe)
-    resumed = _restore(checkpoint, loop)
+    own = _name(lm, prompts, recipe)
+    resumed = _restore(checkpoint, loop, own)
     plain = loop.plain
     score = RewardOnTrunk(reward, lm, plain.start)
     plain.top.write_into(lm.model.model)
@@ -111,7 +112,7 @@ def tune(
         if report is not None:
             report(step + 1, recipe.steps, loop.history[-1])
         if checkpoint is not None and ((step + 1) % 2 == 0 or step + 1 == recipe.steps):
-            _save(checkpoint, loop)
+            _save(checkpoint, loop, own)
     return Tuned(plain, loop.history, resumed, guards.quirks(recipe))
 
 
@@ -231,9 +232,16 @@ def _value_loss(values: Tensor, item: Minibatch, mask: Tensor, recipe: Recipe) -
     return losses.value(values + known, old + known, item.returns, mask, clip=recipe.value_clip)
 
 
-def _save(path: Path, loop: _Loop) -> None:
+def _name(lm: LM, prompts: Sequence[Prompt], recipe: Recipe) -> str:
+    """Names the run that a checkpoint belongs to, of whatever length: start model, prompts and recipe."""
+    told = "".join(key(prompt.messages) for prompt in prompts)
+    return files.sha256(f"{lm.name}{replace(recipe, steps=1)}{told}".encode())
+
+
+def _save(path: Path, loop: _Loop, run: str) -> None:
     assert loop.scale is not None
     state = {
+        "run": run,
         "hydra": loop.plain.own_state(),
         "optimizer": loop.optimizer.state_dict(),
         "loop": {"history": loop.history, "kl": loop.kl, "scale": asdict(loop.scale)},
@@ -242,10 +250,14 @@ def _save(path: Path, loop: _Loop) -> None:
         torch.save(state, part)
 
 
-def _restore(path: Path | None, loop: _Loop) -> int:
+def _restore(path: Path | None, loop: _Loop, run: str) -> int:
     if path is None or not path.exists():
         return 0
     state = torch.load(path, weights_only=True)
+    if state.get("run") != run:
+        raise TuningError(
+            f"{path} belongs to another run (start model, prompts or recipe): delete it, or go back to that one"
+        )
     loop.plain.load_own_state(state["hydra"])
     loop.optimizer.load_state_dict(state["optimizer"])
     kept = state["loop"]

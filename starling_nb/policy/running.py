@@ -1,0 +1,120 @@
+"""The command ``tune``: from prompts and a reward model to a tuned policy, measured on prompts it never saw."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from starling_nb import files, models
+from starling_nb.errors import StarlingError
+from starling_nb.models import LM
+from starling_nb.nectar.prompts import split_of
+from starling_nb.nectar.responses import making
+from starling_nb.policy import checkpoint, measure, tuning
+from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.recipe import Recipe
+from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
+from starling_nb.progress import named
+from starling_nb.reward import RewardModel
+from starling_nb.stats import paired_difference
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What ``tune`` is told."""
+
+    data: Path
+    """Prompts, as ``starling-nb prompts`` writes them."""
+    reward: str
+    """The reward model: a folder or a hub id."""
+    out: Path
+    """Folder for the policy, its evaluation and the checkpoint."""
+    base: str = models.EMBEDDED
+    """The start model: the embedded one, a folder or a hub id."""
+    dtype: str = "auto"
+    """Of the start model and the reward model."""
+    held_out: int = 100
+    """Prompts of the test split that are answered before and after, at most."""
+    recipe: Recipe = field(default_factory=Recipe)
+    """How it is tuned."""
+
+
+@dataclass(frozen=True)
+class Done:
+    """What came of it; the table has metric, before, after, value (the change), low, high, n on the test prompts."""
+
+    policy: Path
+    table: pd.DataFrame
+    warnings: list[str]
+
+
+def run(plan: Plan) -> Done:
+    """Tune on the training prompts of a file, measure on its test prompts, write ``<out>/policy``.
+
+    A broken-off run goes on from ``<out>/tuning.pt`` when it is started again. ``<out>/policy`` is a whole model for
+    ``transformers``, ``<out>/policy.safetensors`` the tuned blocks alone, ``<out>/curve.csv`` one row a step and
+    ``<out>/evaluation.csv`` the table.
+
+    Raises:
+        StarlingError: the file leaves nothing to train or to test on, or as :func:`starling_nb.policy.tuning.tune`.
+    """
+    lm = models.load(plan.base, dtype=plan.dtype)
+    reward = RewardModel.from_pretrained(plan.reward, dtype=lm.dtype)
+    parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
+    for prompt in making.prompts(plan.data):
+        parts[split_of(prompt.messages)].append(prompt)
+    for part in ("train", "test"):
+        if not parts[part]:
+            raise StarlingError(f"{plan.data} leaves no prompt to {part} on: give more prompts")
+    test = parts["test"][: plan.held_out]
+    start = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
+    said = named(plan.recipe.objective.upper())
+    tuned = tuning.tune(lm, reward, parts["train"], plan.recipe, checkpoint=plan.out / "tuning.pt", report=said)
+    table = _table(tuned.hydra, start, lm, reward, test, plan.recipe)
+    checkpoint.save(tuned.hydra, plan.out / "policy.safetensors", lm.name)
+    lm.model.save_pretrained(plan.out / "policy")
+    lm.chat.tokenizer.save_pretrained(plan.out / "policy")
+    files.write_text(plan.out / "curve.csv", pd.DataFrame(tuned.history).to_csv(index=False))
+    files.write_text(plan.out / "evaluation.csv", table.to_csv(index=False))
+    return Done(plan.out / "policy", table, tuned.warnings)
+
+
+def _table(
+    hydra: Hydra, start: LM, tuned: LM, reward: RewardModel, prompts: Sequence[Any], recipe: Recipe
+) -> pd.DataFrame:
+    """Reward, tokens, share of answers that end, before and after with the same random numbers; the divergence."""
+    score = RewardOnTrunk(reward, start, hydra.start)
+    sides: dict[str, list[Rollout]] = {}
+    for name, lm in {"before": start, "after": tuned}.items():
+        sides[name] = measure.held_out(
+            lm,
+            prompts,
+            samples=1,
+            seed=recipe.seed,
+            max_new_tokens=recipe.max_new_tokens,
+            capture=score.capture,
+            desc=f"test prompts, {name}",
+        )
+        score(sides[name])
+    ids = [rollout.prompt.id for rollout in sides["before"]]
+    rows = []
+    for metric in ("reward", "tokens", "ended"):
+        before, after = ([_measured(rollout)[metric] for rollout in side] for side in sides.values())
+        gap = paired_difference(after, before, clusters=ids)
+        rows.append({"metric": metric, "before": _mean(before), "after": _mean(after), **vars(gap)})
+    kl = measure.divergence(hydra, sides["after"], tuned.dtype)
+    return pd.DataFrame([*rows, {"metric": "kl", "before": 0.0, "after": kl.value, **vars(kl)}])
+
+
+def _measured(rollout: Rollout) -> dict[str, float]:
+    sample = rollout.sample
+    return {"reward": rollout.score, "tokens": float(len(sample.ids)), "ended": float(sample.finished)}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)

@@ -1,0 +1,114 @@
+"""``tune``: prompts and a reward model become a policy that ``transformers`` reads, beside its measure."""
+
+from __future__ import annotations
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import toy
+from starling_nb import models
+from starling_nb.cli import app
+from starling_nb.errors import StarlingError
+from starling_nb.nectar.prompts import split_of
+from starling_nb.policy import checkpoint
+from starling_nb.policy.recipe import Recipe, TuningError, made
+from starling_nb.reward import RewardModel
+
+QUICK = ["rollouts=16", "minibatch=8", "steps=3", "max_new_tokens=10", "trainable=last:2", "lr=3e-3", "kl=0"]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A start model, a reward model and prompts."""
+    lm = toy.lm()
+    lm.model.save_pretrained(tmp_path / "base")
+    lm.chat.tokenizer.save_pretrained(tmp_path / "base")
+    decoder: Any = copy.deepcopy(lm.model.model)
+    head = torch.randn(1, 32, generator=torch.Generator().manual_seed(0))
+    RewardModel(decoder, lm.chat, head).save_pretrained(tmp_path / "reward", {"base": "toy"})
+    rows = [
+        {"id": f"p{i}", "messages": toy.user(f"question {i}?"), "source": ["toy"], "answers": []} for i in range(40)
+    ]
+    (tmp_path / "prompts.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return tmp_path
+
+
+def call(folder: Path, *words: Any, settings: list[str] = QUICK) -> Any:
+    line = ["tune", folder / "prompts.jsonl", "--reward", folder / "reward", "--out", folder / "out"]
+    line += ["--base", folder / "base", *words, *(word for text in settings for word in ("--set", text))]
+    return CliRunner().invoke(app, [str(word) for word in line])
+
+
+def test_from_prompts_and_a_reward_to_a_policy(folder: Path) -> None:
+    done = call(folder, "--objective", "rloo")
+    assert done.exit_code == 0, done.output
+    table = pd.read_csv(folder / "out" / "evaluation.csv").set_index("metric")
+    assert set(table.index) == {"reward", "tokens", "ended", "kl"}
+    tested = sum(split_of(toy.user(f"question {i}?")) == "test" for i in range(40))
+    assert set(table.n) == {tested}
+    assert table.value["reward"] == pytest.approx(table.after["reward"] - table.before["reward"])
+    assert table.value["kl"] > 0
+    assert len(pd.read_csv(folder / "out" / "curve.csv")) == 3
+    whole = models.load(str(folder / "out" / "policy"), dtype="float32", threads=1)
+    start = models.load(str(folder / "base"), dtype="float32", threads=1)
+    laid = checkpoint.load(start, folder / "out" / "policy.safetensors")
+    assert toy.changed(toy.weights(laid.model), whole.model) == set()
+    changed = toy.changed(toy.weights(start.model), whole.model)
+    assert changed
+    assert all(name.startswith(("model.layers.1.", "model.layers.2.", "model.norm.")) for name in changed)
+
+
+def test_a_finished_run_is_not_run_again_and_another_one_is_not_taken_for_it(folder: Path) -> None:
+    assert call(folder).exit_code == 0
+    curve = (folder / "out" / "curve.csv").read_text()
+    assert call(folder).exit_code == 0
+    assert (folder / "out" / "curve.csv").read_text() == curve
+    longer = [text.replace("steps=3", "steps=4") for text in QUICK]
+    assert call(folder, settings=longer).exit_code == 0
+    assert (folder / "out" / "curve.csv").read_text().startswith(curve)
+    other = call(folder, settings=[*QUICK, "lam=2"])
+    assert isinstance(other.exception, TuningError)
+    assert "belongs to another run" in str(other.exception)
+
+
+def test_the_published_recipe_tells_its_oddity_and_too_few_prompts_are_refused(folder: Path) -> None:
+    done = call(folder, "--recipe", "published")
+    assert done.exit_code == 0, done.output
+    assert "look: hide_eos" in done.output
+    (folder / "prompts.jsonl").write_text((folder / "prompts.jsonl").read_text().splitlines(keepends=True)[0])
+    refused = call(folder)
+    assert isinstance(refused.exception, StarlingError)
+    assert "give more prompts" in str(refused.exception)
+
+
+def test_recipes_are_made_from_names_and_text() -> None:
+    assert made("corrected", "ppo") == Recipe(objective="ppo")
+    assert made("published", "apa", ["lam=2", "value_clip=none", "hide_eos=false", "value=branch"]) == Recipe.published(
+        lam=2.0, value_clip=None, hide_eos=False, value="branch"
+    )
+    assert made("corrected", "apa", ["kl_target=4"]).kl_target == 4.0
+
+
+@pytest.mark.parametrize(
+    ("name", "objective", "text", "told"),
+    [
+        ("paper", "apa", "lam=1", "choose corrected or published"),
+        ("corrected", "dpo", "lam=1", "choose apa, ppo, p3o, rloo"),
+        ("corrected", "apa", "lambda=1", "unknown switch 'lambda': there are objective"),
+        ("corrected", "apa", "lam=high", "not a value of type float"),
+        ("corrected", "apa", "answers=1.5", "not a value of type int"),
+        ("corrected", "apa", "kl_target=low", "not a value of type float"),
+        ("corrected", "apa", "anchor=middle", "choose initial, rollout"),
+        ("corrected", "apa", "rollouts=3", "must be a multiple"),
+    ],
+)
+def test_what_makes_no_recipe_is_refused(name: str, objective: str, text: str, told: str) -> None:
+    with pytest.raises(StarlingError, match=told):
+        made(name, objective, [text])
