@@ -82,7 +82,8 @@ def tune(
 
     One record a step: reward (raw score), kl (nats a sequence, exact, summed over tokens), length (tokens),
     eos_rate, entropy (nats a token), value_loss, policy_loss, explained (share of the return's variance that the
-    critic explains), sampler_gap (nats a token between the sampler's log-probabilities and the trainer's), kl_weight.
+    critic explains), sampler_gap (nats a token between the sampler's log-probabilities and the trainer's), kl_weight
+    where it is steered.
 
     Raises:
         TuningError: a guard stopped the run (:mod:`starling_nb.policy.guards`), or the reward is constant or no number.
@@ -103,7 +104,8 @@ def tune(
         with loop.accelerator.autocast():
             parts = minibatches(plain, rollouts, recipe, loop.scale, loop.kl)
         guards.masks_hold_the_answers(rollouts, parts, recipe, lm.chat.eos_id)
-        record = {"step": float(step), **summary(rollouts, parts, recipe), "kl_weight": loop.kl}
+        record = {"step": float(step), **summary(rollouts, parts, recipe)}
+        record |= {"kl_weight": loop.kl} if recipe.kl_target is not None else {}
         guards.one_model(record, parts, lm)
         guards.still_ends(record, loop.history, recipe)
         loop.history.append(record | _learn(loop, parts, recipe, step, lm.chat.eos_id))

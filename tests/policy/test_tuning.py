@@ -91,8 +91,8 @@ def test_stopping_and_going_on_is_not_stopping_at_all(changes: dict[str, Any], t
     assert again.history == whole.history
     assert toy.changed(toy.weights(whole.hydra), again.hydra) == set()
     assert toy.changed(toy.weights(lm.model), third.model) == set()
-    weights = {record["kl_weight"] for record in whole.history}
-    assert len(weights) == (6 if "kl_target" in changes else 1)
+    weights = {record["kl_weight"] for record in whole.history if "kl_weight" in record}
+    assert len(weights) == (6 if "kl_target" in changes else 0)
     fourth = toy.lm()
     finished = tune(fourth, toy.Likes(fourth, "aeiou"), PROMPTS, recipe, checkpoint=path)
     assert finished.resumed == 6
