@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import toy
-from benchmarks import packing_speed, real_labels
+from benchmarks import packing_speed, real_labels, update_speed
 from benchmarks.keep_reference import check, clean, without_paths
 from benchmarks.study import over_seeds
 from starling_nb import files
@@ -118,3 +118,21 @@ def test_both_timed_ways_send_the_same_gradients_down() -> None:
     for name, grad in found[0].items():
         assert grad.abs().sum() > 0
         torch.testing.assert_close(grad, found[1][name], rtol=1e-4, atol=1e-5)
+
+
+def test_every_timed_way_of_updating_learns_the_same() -> None:
+    """Shared trunk or whole models: with the last blocks learning the losses are the same, step by step."""
+    found = {}
+    for way in update_speed.WAYS:
+        lm = toy.lm(num_hidden_layers=5)
+        work = update_speed.task(60, rows=6, prompt=5, answer=7, minibatch=3)
+        torch.manual_seed(1)  # of the critic's first layer
+        step, learned = (update_speed.apart if way in ("four models", "whole") else update_speed.on_trunk)(
+            lm, work, way
+        )
+        found[way] = update_speed.phase(step, learned, work, 3)
+    assert len(found["captured"]) == 6
+    assert found["captured"][-2:] != found["captured"][:2]
+    for way in ("one pass", "recomputed", "four models"):
+        assert found[way] == pytest.approx(found["captured"], rel=1e-4)
+    assert found["whole"][:1] == pytest.approx(found["captured"][:1], rel=1e-4)

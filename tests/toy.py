@@ -61,22 +61,22 @@ def lm(
     torch.set_num_threads(1)
     words = tokenizer()
     torch.manual_seed(seed)
-    config = {**FAMILIES, "qwen3": Qwen3Config}[family](
-        vocab_size=len(words),
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=8,
-        max_position_embeddings=512,
-        initializer_range=spread,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
-        tie_word_embeddings=tied,
-        **more,
-    )
+    own = {
+        "vocab_size": len(words),
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 512,
+        "initializer_range": spread,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 2,
+        "tie_word_embeddings": tied,
+    }
+    config = {**FAMILIES, "qwen3": Qwen3Config}[family](**own | more)
     model: Any = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation="sdpa")
     return LM(model.eval().requires_grad_(False), ChatFormat(words), f"toy-{family}")
 
