@@ -87,14 +87,16 @@ def tune(
     objective: Annotated[str, typer.Option(help="apa, ppo, p3o or rloo.")] = "apa",
     recipe: Annotated[str, typer.Option(help="corrected, or published with its oddities.")] = "corrected",
     settings: Annotated[list[str] | None, typer.Option("--set", help="A switch of the recipe: lam=0.5.")] = None,
+    rules: Annotated[list[str] | None, typer.Option("--rule", help="A rule and its weight: declines=-0.5.")] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Test prompts answered before and after, at most.")] = 100,
 ) -> None:
     """Tune a model on prompts by a reward model; measure it on test prompts; run it again to go on."""
     from starling_nb.policy import running
     from starling_nb.policy.recipe import made
+    from starling_nb.policy.rules import weighted
 
-    chosen = made(recipe, objective, settings or ())
-    done = running.run(running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen))
+    chosen, added = made(recipe, objective, settings or ()), weighted(rules or ())
+    done = running.run(running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added))
     typer.echo(done.table.to_string(index=False))
     for warning in done.warnings:
         typer.echo(f"look: {warning}", err=True)

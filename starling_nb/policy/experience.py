@@ -76,9 +76,9 @@ def shape_scores(rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale) -> T
     """Rewards of whole answers, ``[rollouts]``.
 
     Raw scores in units of the scale's spread and clipped (``scale="running"`` clips first and leaves the mean where it
-    is), what its length is worth, the penalty where an answer never ended, and less the mean of the prompt's answers
-    where it has several. That mean is the baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740) but for a factor:
-    it takes off what belongs to the prompt, the constant that a ranking loss leaves undecided among it.
+    is), what its length and the rules are worth, the penalty where an answer never ended, and less the mean of the
+    prompt's answers where it has several. That mean is the baseline of RLOO (Ahmadian et al. 2024, arXiv 2402.14740)
+    but for a factor: it takes off what belongs to the prompt, the constant that a ranking loss leaves open among it.
     """
     raw, clip = raw_scores(rollouts), recipe.score_clip
     if recipe.scale == "running":
@@ -87,7 +87,8 @@ def shape_scores(rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale) -> T
         shaped = ((raw - (scale.mean if recipe.centre else 0.0)) / scale.std).clamp(-clip, clip)
     unfinished = torch.tensor([float(not rollout.sample.finished) for rollout in rollouts])
     lengths = torch.tensor([float(len(rollout.sample.ids)) for rollout in rollouts])
-    shaped = shaped + recipe.missing_eos * unfinished + recipe.length * lengths
+    by_rule = torch.tensor([rollout.by_rule for rollout in rollouts])
+    shaped = shaped + recipe.missing_eos * unfinished + recipe.length * lengths + by_rule
     return centred(shaped[:, None], rollouts)[:, 0] if recipe.centre else shaped
 
 

@@ -17,7 +17,7 @@ from starling_nb.reward.model import Reading, RewardModel
 
 @dataclass
 class Rollout:
-    """One sampled answer and its ``score``, raw reward units.
+    """One sampled answer and its ``score``, raw reward units; ``by_rule`` is added to it in units of its spread.
 
     ``means`` is what the reward model reads in the unfinished answer (:class:`starling_nb.reward.model.Reading`); None
     where its tokens are not the policy's.
@@ -28,6 +28,7 @@ class Rollout:
     text: str
     score: float = 0.0
     means: Tensor | None = None
+    by_rule: float = 0.0
 
     @property
     def length(self) -> int:

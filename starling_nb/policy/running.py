@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from starling_nb.policy import checkpoint, measure, tuning
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
+from starling_nb.policy.rules import Rule
 from starling_nb.progress import named
 from starling_nb.reward import RewardModel
 from starling_nb.stats import paired_difference
@@ -42,6 +43,8 @@ class Plan:
     """Prompts of the test split that are answered before and after, at most."""
     recipe: Recipe = field(default_factory=Recipe)
     """How it is tuned."""
+    rules: Mapping[str, tuple[float, Rule]] = field(default_factory=dict)
+    """Rules added to the reward, with their weights."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +77,8 @@ def run(plan: Plan) -> Done:
     test = parts["test"][: plan.held_out]
     start = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
     said = named(plan.recipe.objective.upper())
-    tuned = tuning.tune(lm, reward, parts["train"], plan.recipe, checkpoint=plan.out / "tuning.pt", report=said)
+    kept = plan.out / "tuning.pt"
+    tuned = tuning.tune(lm, reward, parts["train"], plan.recipe, rules=plan.rules, checkpoint=kept, report=said)
     table = _table(tuned.hydra, start, lm, reward, test, plan.recipe)
     checkpoint.save(tuned.hydra, plan.out / "policy.safetensors", lm.name)
     lm.model.save_pretrained(plan.out / "policy")

@@ -23,6 +23,7 @@ from starling_nb.policy.experience import Minibatch, Scale, minibatches, scale_o
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
+from starling_nb.policy.rules import Rule, added
 from starling_nb.reward.model import RewardModel
 
 __all__ = ["Recipe", "Tuned", "TuningError", "tune"]
@@ -72,6 +73,7 @@ def tune(
     recipe: Recipe,
     *,
     offsets: Mapping[str, float] | None = None,
+    rules: Mapping[str, tuple[float, Rule]] | None = None,
     checkpoint: Path | None = None,
     report: Report | None = None,
 ) -> Tuned:
@@ -79,6 +81,7 @@ def tune(
 
     ``offsets`` holds, by prompt key, what is taken off every score of a prompt: a K-wise loss leaves a constant per
     prompt undecided, and that constant would only be noise here (:func:`starling_nb.reward.comparisons.offsets`).
+    ``rules`` are added to the reward with their weights, in units of the score's spread.
 
     One record a step: reward (raw score), kl (nats a sequence, exact, summed over tokens), length (tokens),
     eos_rate, entropy (nats a token), value_loss, policy_loss, explained (share of the return's variance that the
@@ -90,7 +93,7 @@ def tune(
     """
     torch.manual_seed(recipe.seed)
     loop = _start(lm, recipe)
-    own = _name(lm, prompts, recipe)
+    own = _name(lm, prompts, recipe, rules or {})
     resumed = _restore(checkpoint, loop, own)
     plain = loop.plain
     score = RewardOnTrunk(reward, lm, plain.start)
@@ -99,6 +102,7 @@ def tune(
         rollouts = _rollouts(lm, score, prompts, recipe, step)
         for rollout in rollouts:
             rollout.score -= (offsets or {}).get(key(rollout.prompt.messages), 0.0)
+            rollout.by_rule = added(rules or {}, rollout.prompt.messages, rollout.text)
         loop.scale = _scale(loop.scale, rollouts, recipe)
         # The context ends before the first optimiser step: it remembers weights cast to bfloat16.
         with loop.accelerator.autocast():
@@ -234,9 +238,10 @@ def _value_loss(values: Tensor, item: Minibatch, mask: Tensor, recipe: Recipe) -
     return losses.value(values + known, old + known, item.returns, mask, clip=recipe.value_clip)
 
 
-def _name(lm: LM, prompts: Sequence[Prompt], recipe: Recipe) -> str:
-    """Names the run that a checkpoint belongs to, of whatever length: start model, prompts and recipe."""
+def _name(lm: LM, prompts: Sequence[Prompt], recipe: Recipe, rules: Mapping[str, tuple[float, Rule]]) -> str:
+    """Names the run that a checkpoint belongs to, of whatever length: start model, prompts, recipe and rules."""
     told = "".join(key(prompt.messages) for prompt in prompts)
+    told += str({name: weight for name, (weight, _) in rules.items()} or "")
     return files.sha256(f"{lm.name}{replace(recipe, steps=1)}{told}".encode())
 
 
@@ -258,7 +263,7 @@ def _restore(path: Path | None, loop: _Loop, run: str) -> int:
     state = torch.load(path, weights_only=True)
     if state.get("run") != run:
         raise TuningError(
-            f"{path} belongs to another run (start model, prompts or recipe): delete it, or go back to that one"
+            f"{path} belongs to another run (start model, prompts, recipe or rules): delete it, or go back to that one"
         )
     loop.plain.load_own_state(state["hydra"])
     loop.optimizer.load_state_dict(state["optimizer"])

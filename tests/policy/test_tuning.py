@@ -17,7 +17,7 @@ from starling_nb.models import LM
 from starling_nb.policy import experience, guards, tuning
 from starling_nb.policy.hydra import Batch, Hydra, collate
 from starling_nb.policy.recipe import Recipe, TuningError, switches
-from starling_nb.policy.rollouts import Rollout
+from starling_nb.policy.rollouts import Rollout, collect
 from starling_nb.policy.tuning import tune
 from starling_nb.reward.model import Reading
 
@@ -59,6 +59,14 @@ def test_every_objective_finds_a_planted_reward(objective: Any) -> None:
     assert changed
     assert all(name.startswith(("model.layers.1.", "model.layers.2.", "model.norm.")) for name in changed)
     assert toy.changed(toy.weights(found.hydra.top.layers[0]), lm.model.model.layers[1]) == set()
+
+
+def test_a_rule_is_learned_beside_the_reward() -> None:
+    lm = toy.lm()
+    rules = {"likes x to z": (30.0, lambda _, text: sum(letter in "xyz" for letter in text) / max(1, len(text)))}
+    tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(QUICK, score_clip=0.1), rules=rules)
+    texts = "".join(r.text for r in collect(lm, PROMPTS, [str(i) for i in range(6)], seed=1, max_new_tokens=10))
+    assert sum(letter in "xyz" for letter in texts) / len(texts) > 0.2  # three letters of 79
 
 
 @pytest.mark.parametrize(
@@ -242,8 +250,6 @@ def test_a_mask_made_from_padding_that_is_the_end_of_turn_stops_the_run(monkeypa
 
 @pytest.mark.parametrize(("where", "says"), [("prompt", "two BOS tokens"), ("answer", "between every prompt")])
 def test_a_second_begin_of_text_stops_the_run(where: str, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    collect = tuning.collect
-
     def begun_twice(*arguments: Any, **settings: Any) -> list[Rollout]:
         found = collect(*arguments, **settings)
         for rollout in found:
@@ -312,8 +318,6 @@ def test_every_switch_of_the_published_recipe_is_one_and_is_set() -> None:
 
 
 def test_a_sampler_that_is_not_the_trained_model_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    collect = tuning.collect
-
     def cooler(*arguments: Any, **settings: Any) -> list[Rollout]:
         return collect(*arguments, **settings, temperature=0.7)
 
