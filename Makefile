@@ -53,7 +53,8 @@ format: $(VENV)/.ok
 # threads wait · readout_probe: where quality is best read · labelling_scale: 183,000 labels · fault_storm: a judge that
 # fails in every way · kills: labelling killed at random · prompt_scale: duplicates and leaks among 200,000 prompts ·
 # bias_coverage: do the intervals of position effects hold · bias_scale: effects of 183,000 rankings · cures: what each cure
-# of positional bias buys · bias_real_logs: the authors' logs (needs STARLING_NB_REAL_DATA).
+# of positional bias buys · bias_real_logs: the authors' logs (needs STARLING_NB_REAL_DATA) · tuning_kills: tuning killed at
+# random · update_speed: a kept trunk beside recomputed ones and whole models.
 NAME ?= reference
 
 evidence: $(VENV)/.ok
