@@ -116,7 +116,7 @@ def padded(lm: models.LM, items: Sequence[Comparison], head: Tensor | None = Non
 
 
 def trl_pairs(lm: models.LM, items: Sequence[Comparison]) -> tuple[Step, list[Any], list[int]]:
-    """TRL's RewardTrainer on all 21 pairs of a comparison, at its fastest in this memory: three at a time, all kept."""
+    """TRL's RewardTrainer on all 21 pairs of a comparison, three at a time, no state computed twice."""
     return _trl(lm, items, per_device_train_batch_size=3, gradient_checkpointing=False)
 
 

@@ -1,4 +1,4 @@
-"""The update phase of tuning on a trunk computed once, beside what it replaces: time, memory, operations.
+"""The update phase of tuning on a trunk computed once, beside what it replaces: time and memory.
 
     python -m benchmarks.update_speed [--rounds 3] [--epochs 2] [--shape proportioned|embedded|7b]
 
@@ -14,7 +14,7 @@ every way, each in a process of its own, in turn:
 ``whole``        the same with every weight learning
 
 ``proportioned`` has 32 blocks like a 7B model and is narrow; ``7b`` is a GPU's work. Writes
-``benchmarks/results/update_speed[-DEVICE].json``.
+``benchmarks/results/update_speed-SHAPE-EPOCHS[-DEVICE].json``.
 """
 
 from __future__ import annotations

@@ -58,7 +58,7 @@ def rloo(
     *,
     clip: float = 0.2,
 ) -> Float[Tensor, ""]:
-    """REINFORCE against the mean of a prompt's other answers, Ahmadian et al. 2024 (arXiv 2402.14740, eq. 7), negated.
+    """REINFORCE against the mean of a prompt's other answers, Ahmadian et al. 2024 (arXiv 2402.14740), negated.
 
     Whole answers (sums over tokens). At the policy that sampled the gradient is the paper's; in later passes over the
     same answers the ratio is clipped as in PPO.

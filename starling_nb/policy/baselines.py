@@ -32,7 +32,7 @@ def best_of_n(proxy: ArrayLike, gold: ArrayLike, n: int) -> float:
     """What the best of ``n`` answers by ``proxy`` earns in ``gold``, over all choices of n of the N answers.
 
     Unbiased, of least variance: in order of proxy the i-th of N is the best of ``C(i - 1, n - 1)`` of the ``C(N, n)``
-    choices (Nakano et al. 2021, arXiv 2112.09332, appendix I). Equal proxies share their places.
+    choices (Nakano et al. 2021, arXiv 2112.09332). Equal proxies share their places.
 
     Args:
         proxy: scores of one prompt's N answers by what chooses. gold: by what judges; the same to see proxy itself.

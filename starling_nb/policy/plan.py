@@ -146,11 +146,11 @@ def memory(run: Run) -> dict[str, float]:
     critic = 2 * wide**2 + 2 * wide + 2 * wide + 1 + (copied if run.branch else 0)
     learned = learning + critic
     per_token = 10 * wide + 4 * shape.key_width + 4 * shape.inner
-    depth = run.policy.blocks - Trainable.parse(run.trainable, shape.blocks).start
+    depth = shape.blocks - _start(run)
     found = {
         "sampled policy, bfloat16": 2.0 * shape.weights,
         "policy's top, float32": 4.0 * copied,
-        "reference's top, float32": 4.0 * ((shape.blocks - _start(run)) * shape.block + wide),
+        "reference's top, float32": 4.0 * (depth * shape.block + wide),
         "critic, float32": 4.0 * critic,
         "gradients, float32": 4.0 * learned,
         "optimiser, float32": 8.0 * learned / (run.ranks if run.sharded else 1),
@@ -247,7 +247,8 @@ def told(run: Run, card: Card) -> str:
     lines.append(f"{run.updates} updates: {run.phases:.0f} sets, {found.hours:.1f} hours, {found.dollars:.0f} dollars.")
     lines.append(
         f"Time is a model: products at {run.used:.0%} of the data sheet's rate, answers of {run.mean[1]} tokens. "
-        f"Memory is for {run.longest[0]} + {run.longest[1]} tokens."
+        f"Memory is for {run.longest[0]} + {run.longest[1]} tokens. Dollars are at {card.dollars:g} an hour and card, "
+        "a guess unless you gave --price."
     )
     return "\n".join(lines)
 

@@ -125,7 +125,7 @@ def tune(
 def steered(weight: float, kl: float, recipe: Recipe) -> float:
     """The weight of the log-ratio after a step at divergence ``kl``, nats an answer; the same without a target.
 
-    Proportional control in log-space, Ziegler et al. 2019 (arXiv 1909.08593, section 2.2).
+    Proportional control in log-space, Ziegler et al. 2019 (arXiv 1909.08593).
     """
     if recipe.kl_target is None:
         return weight
