@@ -1,10 +1,18 @@
-"""The study: the laptop story over several seeds, with equal budgets for all methods; hours, resumable seed by seed.
+"""The study of policies: every method, its labels, its blocks and the switches of its recipe over several seeds.
 
-    python -m benchmarks.study [--profile study] [--seeds 3] [--out outputs/study]
+    python -m benchmarks.study [CHAPTER ...] [--workers 2] [--out outputs/study]
 
-Each seed has a run folder of its own below ``--out`` (finished stages are kept, so a broken-off study goes on); all
-seeds train on the same rows. Writes ``benchmarks/results/study/<profile>.json``: every metric as mean over seeds with
-its 95 % interval (Student's t over seeds, which a comparison between methods has to beat) and every claim's verdicts.
+Hours on two cores, and resumable arm by arm: each is a process of its own with one thread, and is kept when it is done.
+``trials`` come first: every method gets the same number of learning rates on validation prompts, and the best goes into
+all other chapters, which are measured on test prompts:
+
+``methods``   APA, PPO, P3O, RLOO and DPO on as many sequences, beside the start model
+``labels``    APA, PPO and P3O with a reward model from a quarter of the rankings, from noisy ones, from a naive judge's
+``parts``     APA on the last blocks, on middle blocks, and on adapters
+``switches``  APA with one switch of the published recipe at a time, and with all of them
+
+Writes ``benchmarks/results/study/policy.parquet``, the mean of an arm's answers to each prompt, from which notebook 04
+computes every interval, and ``policy.json``: commit, machine, recipe, the trials and the steps of every arm.
 """
 
 from __future__ import annotations
@@ -12,54 +20,152 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from scipy import stats
+import pandas as pd
 
-from starling_nb import files
-from starling_nb.errors import StarlingError
-from starling_nb.runner import manifest
+from benchmarks import records
+from starling_nb import files, models, profiles, progress
+from starling_nb.policy import arms, effects
+from starling_nb.policy.arms import Arm, Ground
+from starling_nb.policy.recipe import PUBLISHED, Recipe
+from starling_nb.reward import training
+
+SEEDS = (0, 1, 2)
+TRIAL_SEED = 100
+RATES = ("1e-4", "2e-4", "4e-4")
+METHODS = (*arms.ONLINE, "dpo")
+SCALED = ("lr", "value_lr", "epochs", "trainable")
+"""Switches of the published recipe that belong to its size, and stay ours."""
+ROWS = {"final": (), "naive": ("--set", "01.variant=naive")}
+KEPT = ["method", "labels", "changes", "split", "seed", "prompt_id"]
 
 
-def over_seeds(runs: list[dict[str, dict[str, Any]]]) -> dict[str, dict[str, Any]]:
-    """Metrics of several seeds → value (mean), low, high (t interval over seeds), seeds; claims → verdict by seed.
+def ground(folder: Path, profile: str) -> Ground:
+    """What the arms have in common, in the sizes of a profile."""
+    ours: Any = profiles.make("04_policy_tuning", profiles.values(profile, "04_policy_tuning"))
+    theirs: Any = profiles.make("03_reward_training", profiles.values(profile, "03_reward_training"))
+    return Ground(
+        lm=models.load(dtype=ours.dtype, threads=1),
+        rows={name: folder / name / "01_dataset_construction" / "nectar.parquet" for name in ROWS},
+        folder=folder,
+        recipe=_shared(Recipe, ours),
+        reward=_shared(training.Recipe, theirs),
+        depth=theirs.depth,
+        held_out=theirs.held_out,
+        samples=ours.samples,
+        limit=None if profile == "study" else ours.n_held_out,
+        named=progress.named,
+    )
 
-    Raises:
-        StarlingError: fewer than two runs, which have no spread.
-    """
-    if len(runs) < 2:
-        raise StarlingError("a study needs at least two seeds: raise --seeds")
-    found: dict[str, dict[str, Any]] = {}
-    for name in sorted(set.intersection(*(set(run) for run in runs))):
-        values = np.array([run[name]["value"] for run in runs], dtype=float)
-        half = float(stats.t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
-        mean = float(values.mean())
-        found[name] = {"value": mean, "low": mean - half, "high": mean + half, "seeds": values.tolist()}
-        if name.startswith("claim."):
-            found[name]["verdicts"] = [run[name]["verdict"] for run in runs]
-    return found
+
+def _shared(cls: Any, p: Any) -> Any:
+    return cls(**{field.name: getattr(p, field.name) for field in fields(cls) if hasattr(p, field.name)})
+
+
+def trials() -> list[Arm]:
+    """Every method at every learning rate."""
+    tried = [Arm(m, TRIAL_SEED, changes=(f"lr={r}",), split="validation") for r in RATES for m in METHODS]
+    return [Arm("start", TRIAL_SEED, split="validation"), *tried]
+
+
+def chosen(folder: Path) -> dict[str, str]:
+    """The learning rate of each method whose trial did best by the rubric, as a change."""
+    return effects.best_rate(pd.concat([pd.read_parquet(_kept(folder, arm)) for arm in trials()]))
+
+
+def chapters(rates: dict[str, str]) -> dict[str, list[Arm]]:
+    """The arms of each chapter, seed by seed."""
+
+    def arm(method: str, seed: int, *changes: str, labels: str = "full") -> Arm:
+        return Arm(method, seed, labels, (rates[method], *changes))
+
+    switches = [f"{name}={value}".lower() for name, value, _ in PUBLISHED if name not in SCALED]
+    return {
+        "methods": [one for s in SEEDS for one in (Arm("start", s), *(arm(m, s) for m in METHODS))],
+        "labels": [arm(m, s, labels=x) for s in SEEDS for x in arms.LABELS[1:] for m in arms.ONLINE[:3]],
+        "parts": [arm("apa", s, f"trainable={part}") for s in SEEDS for part in ("blocks:13-16", "lora:8")],
+        "switches": [arm("apa", s, *one) for s in SEEDS for one in [switches, *([switch] for switch in switches)]],
+    }
+
+
+def _kept(folder: Path, arm: Arm) -> Path:
+    return folder / "arms" / f"{arm.name}.parquet"
+
+
+def child(asked: argparse.Namespace, *words: str) -> None:
+    """One job in a process of its own; what it says is kept below the folder."""
+    log = asked.out / "logs" / f"{'-'.join(words).strip('-').replace(':', '')}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    line = [sys.executable, "-m", "benchmarks.study", "--profile", asked.profile, "--out", str(asked.out), *words]
+    with log.open("w") as out:
+        code = subprocess.run(line, stdout=out, stderr=subprocess.STDOUT, check=False).returncode
+    print(f"{'done' if code == 0 else f'FAILED, see {log}'}: {' '.join(words)}", flush=True)
+    if code:
+        raise SystemExit(code)
+
+
+def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
+    """Make the rows, the reward models and the arms that are not there yet, ``workers`` at a time."""
+    for name, settings in ROWS.items():
+        if not (asked.out / name / "01_dataset_construction" / "stage.json").exists():
+            line = [sys.executable, "-m", "starling_nb", "reproduce", "--only", "01", "--out", str(asked.out / name)]
+            subprocess.run([*line, "--profile", asked.profile, *settings], check=True)
+    rewards = sorted({(labels, arm.seed) for arm in wanted for labels in ("full", arm.labels)})
+    missing = [one for one in rewards if not (asked.out / "rewards" / "{}-{}".format(*one) / "offsets.json").exists()]
+    with ThreadPoolExecutor(asked.workers) as pool:
+        list(pool.map(lambda one: child(asked, "--reward", one[0], "--seed", str(one[1])), missing))
+        left = [arm for arm in wanted if not _kept(asked.out, arm).exists()]
+        list(pool.map(lambda arm: child(asked, "--arm", arm.name), left))
+
+
+def gather(folder: Path, profile: str) -> None:
+    """Write what there is of all chapters into the committed record."""
+    rates = chosen(folder)
+    every = [*trials(), *(arm for part in chapters(rates).values() for arm in part)]
+    found = [arm for arm in every if _kept(folder, arm).exists()]
+    tables = [pd.read_parquet(_kept(folder, arm)) for arm in found]
+    numbers = ["utility", "facts", "words", "eos", "reward", "kl"]
+    means = pd.concat([table.groupby(KEPT, sort=False)[numbers].mean().reset_index() for table in tables])
+    out = records.FOLDER / "study"
+    out.mkdir(exist_ok=True)
+    with files.replacing(out / "policy.parquet") as part:
+        means.astype(dict.fromkeys(numbers, "float32")).to_parquet(part, index=False)
+    steps = {arm.name: files.read_json(_kept(folder, arm).with_suffix(".json"))["history"] for arm in found}
+    about = {"profile": profile, "rates": rates, "recipe": asdict(ground(folder, profile).recipe)}
+    records.keep("study/policy.json", about | {"missing": len(every) - len(found), "steps": steps})
 
 
 def main() -> None:
-    """Run what is missing, then gather."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run what is missing of the chapters, then gather."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("chapter", nargs="*", default=[])
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--profile", default="study")
-    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=files.ROOT / "outputs" / "study")
+    parser.add_argument("--reward", choices=arms.LABELS, help="train one reward model, and no more")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arm", help="run one arm by its name, and no more")
     asked = parser.parse_args()
-    runs = []
-    for seed in range(asked.seeds):
-        out = asked.out / f"seed-{seed}"
-        line = [sys.executable, "-m", "starling_nb", "reproduce", "--profile", asked.profile, "--out", str(out)]
-        subprocess.run([*line, "--set", f"seed={seed}", "--set", "01.seed=0"], check=True)
-        runs.append(files.read_json(out / "metrics.json"))
-    about = manifest.head(asked.profile, [])
-    results = files.ROOT / "benchmarks" / "results" / "study" / f"{asked.profile}.json"
-    results.parent.mkdir(exist_ok=True)
-    files.write_json(results, {"git": about["git"], "env": about["env"], "metrics": over_seeds(runs)})
-    print(results)
+    if asked.reward:
+        arms.reward_model(ground(asked.out, asked.profile), asked.reward, asked.seed)
+        return
+    if asked.arm and asked.arm in (named := {arm.name: arm for arm in trials()}):
+        arms.run(ground(asked.out, asked.profile), named[asked.arm])
+        return
+    if not asked.arm:
+        run(asked, trials())
+    parts = chapters(chosen(asked.out))
+    if asked.arm:
+        arms.run(ground(asked.out, asked.profile), {a.name: a for part in parts.values() for a in part}[asked.arm])
+        return
+    for name in asked.chapter or parts:
+        run(asked, parts[name])
+    gather(asked.out, asked.profile)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -10,24 +11,23 @@ import pytest
 import torch
 
 import toy
-from benchmarks import packing_speed, real_labels, update_speed
+from benchmarks import packing_speed, real_labels, study, update_speed
 from benchmarks.keep_reference import check, clean, without_paths
-from benchmarks.study import over_seeds
 from starling_nb import files
 from starling_nb.errors import StarlingError
+from starling_nb.policy.recipe import Recipe, parsed
 from starling_nb.reward.comparisons import Comparison
 
 
-def test_a_study_has_the_t_interval_over_its_seeds() -> None:
-    """Three values 1, 2, 3: mean 2, standard error 1/√3, t of two degrees of freedom 4.303."""
-    runs = [{"a": {"value": value}, "claim.b": {"value": value, "verdict": "holds"}} for value in (1.0, 2.0, 3.0)]
-    found = over_seeds(runs)
-    assert found["a"]["value"] == pytest.approx(2)
-    assert found["a"]["high"] - 2 == pytest.approx(4.302653 / 3**0.5, rel=1e-6)
-    assert found["claim.b"]["verdicts"] == ["holds"] * 3
-    assert over_seeds([*runs, {"c": {"value": 0.0}}]) == {}
-    with pytest.raises(StarlingError, match="two seeds"):
-        over_seeds(runs[:1])
+def test_every_arm_of_the_study_has_a_name_of_its_own_and_a_recipe() -> None:
+    parts = study.chapters(dict.fromkeys(study.METHODS, "lr=2e-4"))
+    every = [*study.trials(), *(arm for part in parts.values() for arm in part)]
+    assert len({arm.name for arm in every}) == len(every)
+    whole = [Recipe(**parsed(arm.changes)) for arm in parts["switches"] if len(arm.changes) > 2]
+    published = replace(Recipe.published(), **dict(parsed(["lr=2e-4", "value_lr=1e-3", "epochs=1"])))
+    assert whole == [published] * len(study.SEEDS)
+    assert {arm.seed for arm in study.trials()}.isdisjoint(study.SEEDS)
+    assert {arm.split for arm in study.trials()} == {"validation"}
 
 
 def test_the_reference_names_no_path_of_the_machine(tmp_path: Path) -> None:

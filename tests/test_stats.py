@@ -165,3 +165,30 @@ def test_bad_input_is_refused_with_a_reason() -> None:
     ]:
         with pytest.raises(StatsError, match=match):
             call()
+
+
+@pytest.mark.parametrize(("runs", "of_runs"), [(1, 0.0), (3, 0.0), (3, 0.5), (6, 0.2)])
+def test_crossed_intervals_cover_units_and_runs(runs: int, of_runs: float) -> None:
+    """1,500 tables of 40 units: 95 % but for what chance does to 1,500, and for a percent of approximation."""
+    draw = np.random.default_rng(0)
+    found = []
+    for _ in range(1500):
+        table = draw.normal(0, 1, (40, 1)) + draw.normal(0, of_runs, (1, runs)) + draw.normal(0, 1, (40, runs))
+        interval = stats.crossed_interval(table)
+        found.append(interval.low <= 0 <= interval.high)
+    assert 0.925 < np.mean(found) < 0.98
+
+
+def test_a_crossed_interval_is_students_with_one_run_and_refuses_no_table() -> None:
+    values = np.array([[1.0], [2.0], [4.0]])
+    interval = stats.crossed_interval(values)
+    half = scipy_stats.t.ppf(0.975, 2) * values.std(ddof=1) / 3**0.5
+    assert (interval.low, interval.high) == pytest.approx((7 / 3 - half, 7 / 3 + half))
+    assert stats.crossed_interval(np.ones((3, 3))).low == 1.0
+    for wrong, said in (
+        (np.ones(3), "two axes|table"),
+        (np.ones((1, 3)), "two units"),
+        (np.full((3, 3), np.nan), "finite"),
+    ):
+        with pytest.raises(StatsError, match=said):
+            stats.crossed_interval(wrong)

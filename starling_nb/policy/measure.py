@@ -75,16 +75,21 @@ def change(before: pd.DataFrame, after: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-@torch.no_grad()
 def divergence(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, batch: int = 16) -> Interval:
-    """KL(policy ‖ start model) in nats a sequence: exact over the vocabulary, summed over the sampled tokens."""
-    order = sorted(rollouts, key=lambda r: r.length)
-    sums, ids = [], []
+    """KL(policy ‖ start model) in nats a sequence, mean over prompts (:func:`sequence_kl`)."""
+    return mean_interval(sequence_kl(hydra, rollouts, dtype, batch), [rollout.prompt.id for rollout in rollouts])
+
+
+@torch.no_grad()
+def sequence_kl(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, batch: int = 16) -> list[float]:
+    """KL(policy ‖ start model) of each rollout, nats: exact over the vocabulary, summed over the sampled tokens."""
+    order = sorted(range(len(rollouts)), key=lambda i: rollouts[i].length)
+    found = [0.0] * len(rollouts)
     for first in range(0, len(order), batch):
-        part = order[first : first + batch]
-        sequences = collate_rollouts(part)
+        rows = order[first : first + batch]
+        sequences = collate_rollouts([rollouts[i] for i in rows])
         with torch.autocast(sequences.states.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             kl = hydra.compare(sequences).kl
-        sums += sequences.unflatten(kl).sum(1).tolist()
-        ids += [r.prompt.id for r in part]
-    return mean_interval(sums, ids)
+        for row, value in zip(rows, sequences.unflatten(kl).sum(1).tolist(), strict=True):
+            found[row] = value
+    return found

@@ -134,18 +134,27 @@ def made(name: str, objective: str, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         TuningError: an unknown name, objective or switch, or a value of another kind; the message says which there are.
     """
-    changes: dict[str, Any] = {"objective": objective}
-    for text in settings:
-        switch, _, value = text.partition("=")
-        changes[switch.strip()] = _value(switch.strip(), value.strip())
-    kinds = get_type_hints(Recipe)
-    for switch, value in changes.items():
-        choices = get_args(kinds[switch]) if get_origin(kinds[switch]) is Literal else ()
-        if choices and value not in choices:
-            raise TuningError(f"{switch}={value}: choose {', '.join(choices)}")
+    changes = parsed([f"objective={objective}", *settings])
     if name not in ("corrected", "published"):
         raise TuningError(f"unknown recipe {name!r}: choose corrected or published")
     return Recipe.published(**changes) if name == "published" else Recipe(**changes)
+
+
+def parsed(settings: Sequence[str]) -> dict[str, Any]:
+    """Switches and their values from text such as ``lam=0.5``.
+
+    Raises:
+        TuningError: an unknown switch, or a value of another kind; the message says which there are.
+    """
+    found = {}
+    kinds = get_type_hints(Recipe)
+    for text in settings:
+        switch, _, given = (part.strip() for part in text.partition("="))
+        found[switch] = value = _value(switch, given)
+        choices = get_args(kinds[switch]) if get_origin(kinds[switch]) is Literal else ()
+        if choices and value not in choices:
+            raise TuningError(f"{switch}={value}: choose {', '.join(choices)}")
+    return found
 
 
 def _value(switch: str, text: str) -> Any:

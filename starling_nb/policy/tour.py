@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -16,14 +16,13 @@ from starling_nb.blocks import first_trainable
 from starling_nb.models import LM
 from starling_nb.nectar import dataset
 from starling_nb.nectar.prompts import Prompt
-from starling_nb.policy import measure, offline, tuning
+from starling_nb.policy import measure, tuning
+from starling_nb.policy.arms import Named, direct
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
 from starling_nb.reward import RewardModel
 from starling_nb.reward.comparisons import of_rows
-from starling_nb.reward.scoring import prepare
 
-Named = Callable[[str], Callable[[int, int, dict[str, float]], None]]
 ONLINE: tuple[Literal["apa", "ppo", "p3o"], ...] = ("apa", "ppo", "p3o")
 
 
@@ -78,27 +77,12 @@ def run_arms(
         hydras[method], resumed = tuned.hydra, max(resumed, tuned.resumed)
         frames.append(pd.DataFrame(tuned.history).assign(method=method))
     if short_steps:
-        hydras["dpo"] = _dpo(lm, train, recipe, short_steps, rows, checkpoints, named)
+        known = {dataset.key(prompt.messages) for prompt in train}
+        ranked = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known]
+        fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
+        short = replace(recipe, steps=short_steps)
+        hydras["dpo"] = direct(fresh, ranked, short, checkpoints / "dpo.pt", named)[0]
     return Arms(hydras, pd.concat(frames, ignore_index=True), resumed)
-
-
-def _dpo(
-    lm: LM,
-    train: Sequence[Prompt],
-    recipe: tuning.Recipe,
-    steps: int,
-    rows: Path,
-    checkpoints: Path,
-    named: Named,
-) -> Hydra:
-    """DPO on pairs of the data set's training rows, two sequences a pair, as many sequences as a short arm."""
-    known = {dataset.key(prompt.messages) for prompt in train}
-    comparisons = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known]
-    pairs = offline.pairs(comparisons, steps * recipe.rollouts * recipe.epochs // 2, recipe.seed)
-    fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
-    prepared = prepare(fresh, pairs, recipe.trainable, named("trunk for DPO"))
-    own = offline.Recipe(batch=recipe.minibatch // 2, lr=recipe.lr, trainable=recipe.trainable, seed=recipe.seed)
-    return offline.tune(fresh, prepared, own, checkpoint=checkpoints / "dpo.pt", report=named("DPO"))[0]
 
 
 def before(lm: LM, reward: RewardModel, prompts: Sequence[Prompt], p: Any) -> list[Rollout]:

@@ -1,0 +1,111 @@
+"""Arms of a study: labels as they are named, each arm kept, measured beside a start that has not moved."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+import toy
+from starling_nb import files
+from starling_nb.errors import StarlingError
+from starling_nb.nectar import dataset
+from starling_nb.policy import arms
+from starling_nb.policy.arms import Arm, Ground
+from starling_nb.policy.recipe import Recipe, TuningError
+from starling_nb.reward import training
+
+RECIPE = Recipe(
+    steps=1,
+    rollouts=4,
+    answers=2,
+    minibatch=2,
+    epochs=1,
+    max_new_tokens=6,
+    trainable="last:1",
+    lr=1e-2,
+    critic_warmup=0,
+)
+
+
+def rows(folder: Path) -> Path:
+    """Forty rows with short prompts, cut short: a toy has a token a letter."""
+    every = sorted(dataset.load(files.DATA / "nectar_mini.parquet"), key=lambda row: len(row["prompt"]))[:40]
+    for row in every:
+        for place, answer in enumerate(row["answers"]):
+            answer["answer"] = f"{place} {answer['answer'][:10]}"
+    path = folder / "rows.jsonl"
+    files.write_jsonl(path, every)
+    return path
+
+
+def ground(folder: Path) -> Ground:
+    return Ground(
+        lm=toy.lm(),
+        rows={"final": rows(folder)},
+        folder=folder,
+        recipe=RECIPE,
+        reward=training.Recipe(epochs=1, batch=8, trainable="last:1", readout="mean"),
+        depth=2,
+        samples=2,
+        limit=3,
+    )
+
+
+def test_labels_are_what_their_names_say(tmp_path: Path) -> None:
+    here = ground(tmp_path)
+    full, quarter, noise = (arms.labelled(here, name, 0) for name in ("full", "quarter", "noise"))
+    assert len(quarter) == len(full) // 4
+    assert {c.prompt_id for c in quarter} < {c.prompt_id for c in full}
+    moved = [one.ranks != other.ranks for one, other in zip(full, noise, strict=True)]
+    assert 0 < sum(moved) <= round(0.3 * len(full))
+    assert all(sorted(a.ranks) == sorted(b.ranks) and a.answers == b.answers for a, b in zip(full, noise, strict=True))
+    assert arms.labelled(here, "noise", 0) == noise
+    assert arms.labelled(here, "noise", 1) != noise
+    with pytest.raises(StarlingError, match="naive rows"):
+        arms.labelled(here, "naive", 0)
+    with pytest.raises(StarlingError, match="choose one of full"):
+        arms.labelled(here, "half", 0)
+
+
+def test_arms_are_measured_alike_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = ground(tmp_path)
+    asked = [Arm("start"), Arm("apa"), Arm("dpo"), Arm("apa", labels="quarter", changes=("lr=2e-2", "lam=0.5"))]
+    found = [arms.run(here, arm) for arm in asked]
+    start = found[0]
+    assert (start.kl == 0).all()
+    for arm, table in zip(asked, found, strict=True):
+        assert len(table) == 3 * 2
+        assert table.prompt_id.to_list() == start.prompt_id.to_list()
+        assert set(table.method) == {arm.method}
+        assert set(table.changes) == {" ".join(arm.changes)}
+        assert arm.method == "start" or (table.kl > 0).any()
+    note = files.read_json(tmp_path / "arms" / f"{asked[3].name}.json")
+    assert (note["recipe"]["lam"], note["recipe"]["lr"], len(note["history"])) == (0.5, 2e-2, 1)
+    assert not list(tmp_path.glob("arms/*.pt"))
+    assert sorted(path.name for path in (tmp_path / "rewards").iterdir()) == ["full-0", "quarter-0"]
+
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("trained again")
+
+    monkeypatch.setattr(arms, "_tuned", refuse)
+    monkeypatch.setattr(arms.training, "train", refuse)
+    pd.testing.assert_frame_equal(arms.run(here, asked[1]), found[1])
+
+
+def test_an_arm_of_its_own_seed_has_its_own_name_and_numbers(tmp_path: Path) -> None:
+    here = ground(tmp_path)
+    one, other = (arms.run(here, Arm("start", seed=seed)) for seed in (0, 1))
+    assert one.reward.to_list() != other.reward.to_list()
+    names = {Arm("apa", s, x, c).name for s in (0, 1) for x in ("full", "noise") for c in ((), ("lr=1e-4",))}
+    assert len(names) == 8
+
+
+def test_unknown_methods_and_switches_are_refused(tmp_path: Path) -> None:
+    here = ground(tmp_path)
+    with pytest.raises(StarlingError, match="choose one of start"):
+        arms.run(here, Arm("grpo"))
+    with pytest.raises(TuningError, match="unknown switch"):
+        arms.run(replace(here, recipe=RECIPE), Arm("apa", changes=("speed=1",)))
