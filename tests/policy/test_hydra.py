@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable
 from typing import Any
 
 import pytest
@@ -130,18 +131,32 @@ def test_only_the_policys_top_and_the_critic_ever_train(tied: bool) -> None:
     assert all(name.startswith(("model.layers.2.", "model.norm.")) for name in toy.changed(before, lm.model))
 
 
-def left_padded(lm: LM) -> Tensor:
-    """Log-probabilities of all answer tokens by Hugging Face's own forward over a batch padded on the left."""
+def left_padded_states(model: Any) -> Tensor:
+    """Post-norm states ``[answer tokens, width]`` that predict the answer tokens, by Hugging Face's own decoder over a
+    batch padded on the left."""
     longest = max(len(p) + len(a) for p, a in SEQUENCES)
     rows = [[2] * (longest - len(p) - len(a)) + p + a for p, a in SEQUENCES]
     mask = torch.tensor([[0] * (longest - len(p) - len(a)) + [1] * (len(p) + len(a)) for p, a in SEQUENCES])
     positions = (mask.cumsum(1) - 1).clamp(min=0)
+    found = model.model(input_ids=torch.tensor(rows), attention_mask=mask, position_ids=positions).last_hidden_state
+    return torch.cat([found[i, -len(a) - 1 : -1] for i, (_, a) in enumerate(SEQUENCES)])
+
+
+def left_padded(lm: LM) -> Tensor:
+    """Log-probabilities of all answer tokens by the plain model."""
     model: Any = lm.model
-    logits = model(input_ids=torch.tensor(rows), attention_mask=mask, position_ids=positions).logits
-    found = torch.log_softmax(logits.float(), -1)
-    return torch.cat(
-        [found[i, -len(a) - 1 : -1].gather(1, torch.tensor(a)[:, None])[:, 0] for i, (_, a) in enumerate(SEQUENCES)]
-    )
+    logits = model.lm_head(left_padded_states(model)).float()
+    targets = torch.tensor([token for _, answer in SEQUENCES for token in answer])
+    return torch.log_softmax(logits, -1).gather(1, targets[:, None])[:, 0]
+
+
+def gradients(hydra: Hydra, model: Any) -> list[tuple[Tensor, Tensor]]:
+    """Gradients of what learns in a hydra's top, each beside the plain model's of the same weight."""
+    pairs = []
+    for number, block in enumerate(hydra.top.layers, hydra.start):
+        both = zip(block.parameters(), model.model.layers[number].parameters(), strict=True)
+        pairs += [(own.grad, other.grad) for own, other in both if own.requires_grad]
+    return pairs
 
 
 @pytest.mark.parametrize("family", toy.FAMILIES)
@@ -156,16 +171,59 @@ def test_probabilities_and_gradients_are_those_of_the_plain_model(family: str, t
     for each in (due, logprobs):
         (each * weights).sum().backward()
     theirs: Any = whole.model
-    learned = 0
-    for number, block in enumerate(hydra.top.layers, hydra.start):
-        pairs = zip(block.parameters(), theirs.model.layers[number].parameters(), strict=True)
-        for own, other in pairs:
-            if own.requires_grad:
-                learned += 1
-                torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
+    learned = gradients(hydra, theirs)
+    for own, other in learned:
+        torch.testing.assert_close(own, other, rtol=1e-4, atol=1e-5)
     blocks = {"last:1": 1, "last:3": 3, "blocks:0-1": 2, "blocks:1-1": 1, "full": 3}[trainable]
-    assert learned == blocks * len(list(hydra.top.layers[0].parameters()))
+    assert len(learned) == blocks * len(list(hydra.top.layers[0].parameters()))
     torch.testing.assert_close(hydra.top.norm.weight.grad, theirs.model.norm.weight.grad, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("trainable", ["last:1", "blocks:0-1", "full"])
+def test_bfloat16_is_no_further_from_float32_than_the_plain_models_is(trainable: str) -> None:
+    """Log-probabilities and gradients; root mean square over tokens and weights."""
+    lm = toy.lm(dtype=torch.bfloat16, spread=0.1)
+    plain_half, exact = (LM(copy.deepcopy(lm.model).requires_grad_(True), lm.chat, lm.name) for _ in range(2))
+    exact.model.float()
+    hydra = Hydra(lm, trainable)
+    found = batch(lm, hydra.start)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        ours = hydra(found)[0]
+    half, due = left_padded(plain_half), left_padded(exact)
+    for each in (ours, half, due):
+        each.sum().backward()
+    assert _apart([(ours, due)]) < 1.5 * _apart([(half, due)])
+    theirs = [grad for _, grad in gradients(hydra, exact.model)]
+    mine, plain_grads = zip(*gradients(hydra, plain_half.model), strict=True)
+    assert _apart(zip(mine, theirs, strict=True)) < 1.5 * _apart(zip(plain_grads, theirs, strict=True))
+
+
+def _apart(pairs: Iterable[tuple[Tensor, Tensor]]) -> float:
+    return sum(float((one.float() - other).detach().square().sum()) for one, other in pairs) ** 0.5
+
+
+@pytest.mark.parametrize("value", ["head", "branch"])
+@pytest.mark.parametrize("trainable", ["last:1", "blocks:0-1"])
+def test_values_and_their_gradients_are_those_of_a_critic_that_is_a_whole_model(value: Any, trainable: str) -> None:
+    """The critic of the recipe that this replaces: a model of its own from the first block on, and a value head."""
+    lm = toy.lm()
+    hydra = Hydra(lm, trainable, value)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for weight in (*hydra.learning()[0], *hydra.learning()[1]):
+            weight += 0.05 * torch.randn(weight.shape, generator=generator)
+    critic, head = copy.deepcopy(lm.model).requires_grad_(True), copy.deepcopy(hydra.value_head)
+    blocks = hydra.top if hydra.value_top is None else hydra.value_top
+    blocks.write_into(critic.model)
+    due, values = head(left_padded_states(critic))[:, 0], hydra(batch(lm, hydra.start))[1]
+    torch.testing.assert_close(values, due, rtol=1e-5, atol=1e-5)
+    assert due.std() > 1e-3
+    for each in (due, values):
+        each.square().sum().backward()
+    for own, other in zip(hydra.value_head.parameters(), head.parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
+    for own, other in zip(blocks.layers[0].parameters(), critic.model.layers[hydra.start].parameters(), strict=True):
+        torch.testing.assert_close(own.grad, other.grad, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("trainable", ["lora:2", "blocks:0-1", "full"])
