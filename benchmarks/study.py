@@ -9,6 +9,7 @@ all other chapters, which are measured on test prompts:
 ``methods``   APA, PPO, P3O, RLOO and DPO on as many sequences, beside the start model
 ``labels``    APA, PPO and P3O with a reward model from a quarter of the rankings, from noisy ones, from a naive judge's
 ``parts``     APA on the last blocks, on middle blocks, and on adapters
+``beyond``    APA's policies, extrapolated
 ``switches``  APA with one switch of the published recipe at a time, and with all of them
 
 Writes ``benchmarks/results/study/policy.parquet``, the mean of an arm's answers to each prompt, from which notebook 04
@@ -22,7 +23,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, fields
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ import pandas as pd
 
 from benchmarks import records
 from starling_nb import files, models, profiles, progress
-from starling_nb.policy import arms, effects
+from starling_nb.policy import arms, baselines, effects
 from starling_nb.policy.arms import Arm, Ground
 from starling_nb.policy.recipe import PUBLISHED, Recipe
 from starling_nb.reward import training
@@ -89,6 +90,7 @@ def chapters(rates: dict[str, str]) -> dict[str, list[Arm]]:
         "methods": [one for s in SEEDS for one in (Arm("start", s), *(arm(m, s) for m in METHODS))],
         "labels": [arm(m, s, labels=x) for s in SEEDS for x in arms.LABELS[1:] for m in arms.ONLINE[:3]],
         "parts": [arm("apa", s, f"trainable={part}") for s in SEEDS for part in ("blocks:13-16", "lora:8")],
+        "beyond": [replace(arm("apa", s), method="expo") for s in SEEDS],
         "switches": [arm("apa", s, *one) for s in SEEDS for one in [switches, *([switch] for switch in switches)]],
     }
 
@@ -129,6 +131,7 @@ def gather(folder: Path, profile: str) -> None:
     every = [*trials(), *(arm for part in chapters(rates).values() for arm in part)]
     found = [arm for arm in every if _kept(folder, arm).exists()]
     tables = [pd.read_parquet(_kept(folder, arm)) for arm in found]
+    tables += [best(table) for arm, table in zip(found, tables, strict=True) if arm.method == "start"]
     numbers = ["utility", "facts", "words", "eos", "reward", "kl"]
     means = pd.concat([table.groupby(KEPT, sort=False)[numbers].mean().reset_index() for table in tables])
     out = records.FOLDER / "study"
@@ -138,6 +141,13 @@ def gather(folder: Path, profile: str) -> None:
     steps = {arm.name: files.read_json(_kept(folder, arm).with_suffix(".json"))["history"] for arm in found}
     about = {"profile": profile, "rates": rates, "recipe": asdict(ground(folder, profile).recipe)}
     records.keep("study/policy.json", about | {"missing": len(every) - len(found), "steps": steps})
+
+
+def best(start: pd.DataFrame) -> pd.DataFrame:
+    """For each prompt the answer of the start model that the reward model likes best: best of n, and its divergence."""
+    place = start.groupby("prompt_id", sort=False).reward.idxmax()
+    n = len(start) // len(place)
+    return start.loc[place].assign(method=f"best of {n}", kl=baselines.best_of_n_kl(n))
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from starling_nb.models import LM, shallow
 from starling_nb.nectar import prompts
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import checkpoint, measure, offline, tuning
+from starling_nb.policy.baselines import extrapolate
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe, parsed
 from starling_nb.policy.rollouts import RewardOnTrunk
@@ -27,6 +28,7 @@ from starling_nb.reward.comparisons import Comparison
 
 Named = Callable[[str], Callable[[int, int, dict[str, float]], None]]
 ONLINE = ("apa", "ppo", "p3o", "rloo")
+BEYOND = 0.5
 LABELS = ("full", "quarter", "noise", "naive")
 """What the reward model learns from: every ranking; a quarter of them; all, three in ten of them replaced by a random
 order; as many by the naive prompt."""
@@ -34,7 +36,8 @@ order; as many by the naive prompt."""
 
 @dataclass(frozen=True)
 class Arm:
-    """One policy: ``method`` is an online objective, ``dpo``, or ``start`` for the model that all begin with."""
+    """One policy: ``method`` is an online objective, ``dpo``, ``expo`` (the same arm's APA policy, extrapolated by
+    :data:`BEYOND`), or ``start`` for the model that all begin with."""
 
     method: str
     seed: int = 0
@@ -143,14 +146,27 @@ def run(ground: Ground, arm: Arm) -> pd.DataFrame:
 def _tuned(ground: Ground, arm: Arm, lm: LM, recipe: Recipe) -> tuple[Hydra, list[dict[str, float]]]:
     path = ground.folder / "arms" / f"{arm.name}.pt"
     said = ground.named(arm.name)
+    if arm.method == "expo":
+        return _beyond(ground, arm, lm, recipe), []
     if arm.method == "dpo":
         return direct(lm, labelled(ground, arm.labels, arm.seed), recipe, path, ground.named)
     if arm.method not in ONLINE:
-        raise StarlingError(f"method = {arm.method!r}: choose one of start, {', '.join(ONLINE)}, dpo")
+        raise StarlingError(f"method = {arm.method!r}: choose one of start, {', '.join(ONLINE)}, dpo, expo")
     model, offsets = reward_model(ground, arm.labels, arm.seed)
     own = replace(recipe, objective=arm.method)  # type: ignore[arg-type]
     tuned = tuning.tune(lm, model, ground.prompts("train"), own, offsets=offsets, checkpoint=path, report=said)
     return tuned.hydra, tuned.history
+
+
+def _beyond(ground: Ground, arm: Arm, lm: LM, recipe: Recipe) -> Hydra:
+    """The policy of an arm's APA, extrapolated; ``lm`` becomes it."""
+    tuned = replace(arm, method="apa")
+    run(ground, tuned)
+    policy = checkpoint.load(ground.lm, ground.folder / "arms" / f"{tuned.name}.safetensors")
+    hydra = Hydra(lm, recipe.trainable)
+    hydra.top = Hydra(extrapolate(ground.lm, policy, BEYOND), recipe.trainable).top
+    hydra.top.write_into(lm.model.model)
+    return hydra
 
 
 def direct(

@@ -95,6 +95,12 @@ def test_arms_are_measured_alike_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
     pd.testing.assert_frame_equal(arms.run(here, asked[1]), found[1])
 
 
+def test_extrapolation_goes_on_where_apa_went(tmp_path: Path) -> None:
+    here = ground(tmp_path)
+    tuned, beyond = (arms.run(here, Arm(method)) for method in ("apa", "expo"))
+    assert beyond.kl.mean() > 1.2 * tuned.kl.mean() > 0
+
+
 def test_an_arm_of_its_own_seed_has_its_own_name_and_numbers(tmp_path: Path) -> None:
     here = ground(tmp_path)
     one, other = (arms.run(here, Arm("start", seed=seed)) for seed in (0, 1))
