@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Message = dict[str, str]
 ROLES = ("system", "user", "assistant")
 TEMPLATES = ("own", "openchat", "llama2", "yi")
+OPENCHAT = "GPT4 Correct"
+"""The class of answers that OpenChat-3.5 is asked for where nothing else is said (its model card)."""
 
 
 class ChatError(StarlingError):
@@ -45,15 +47,19 @@ class ChatFormat:
         template: ``"own"`` (the tokenizer's chat template), ``"openchat"`` (``GPT4 Correct User: …``, OpenChat 3.5
             model card), ``"llama2"`` (``[INST] … [/INST] …``, without a system block, as Starling-RM-7B reads it) or
             ``"yi"`` (the ChatML text of Yi-34B-Chat, see :func:`yi_text`).
+        condition: the class of answers that every prompt asks for (C-RLFT, Wang et al. 2023, arXiv 2309.11235). An
+            OpenChat text names it before each role, ``GPT4 Correct`` where nothing is said; in other texts it is a
+            paragraph at the head of the conversation's first message, which every template has a place for.
     """
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "own") -> None:
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, template: str = "own", condition: str = "") -> None:
         if template not in TEMPLATES:
             raise ChatError(f"unknown chat template {template!r}: choose one of {', '.join(TEMPLATES)}")
         if template == "own" and not getattr(tokenizer, "chat_template", None):
             raise ChatError("this tokenizer has no chat template of its own: choose openchat, llama2 or yi")
         self.tokenizer: Any = tokenizer
         self.template = template
+        self.condition = condition.strip() or (OPENCHAT if template == "openchat" else "")
         end = {"openchat": "<|end_of_turn|>", "yi": "<|im_end|>"}.get(template, tokenizer.eos_token)
         vocabulary = tokenizer.get_vocab()
         marks = ["<|im_start|>"] if template == "yi" else []
@@ -63,6 +69,19 @@ class ChatFormat:
             raise ChatError("this tokenizer has no token '<|im_start|>': choose the template of its model")
         self.eos_id = vocabulary[end]
         self._controls = list(dict.fromkeys([token for token in tokenizer.all_special_tokens if token] + [end, *marks]))
+        self._refuse_controls(self.condition)
+
+    def conditioned(self, condition: str) -> ChatFormat:
+        """The same way of writing conversations, its prompts asking for another class of answers."""
+        return ChatFormat(self.tokenizer, self.template, condition)
+
+    def writes_like(self, other: ChatFormat) -> bool:
+        """Whether both turn every conversation into the same ids."""
+        return (
+            self.template == other.template
+            and self.condition == other.condition
+            and self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
+        )
 
     def prompt_ids(self, messages: Sequence[Message]) -> list[int]:
         """Ids of the conversation up to and including the open assistant turn.
@@ -114,10 +133,15 @@ class ChatFormat:
         return text.strip()
 
     def _render(self, messages: Sequence[Message]) -> str:
+        if self.template == "openchat":
+            return openchat_text(messages, self.condition)
+        if self.condition:
+            first = messages[0]
+            messages = [{**first, "content": f"{self.condition}\n\n{first['content']}"}, *messages[1:]]
         if self.template == "own":
             text: str = self.tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
             return text
-        return {"openchat": openchat_text, "llama2": llama2_text, "yi": yi_text}[self.template](messages)
+        return {"llama2": llama2_text, "yi": yi_text}[self.template](messages)
 
     def _check(self, messages: Sequence[Message]) -> None:
         roles = [message["role"] for message in messages]
@@ -140,11 +164,15 @@ def user_turns(messages: Sequence[Mapping[str, str]]) -> int:
     return sum(message["role"] == "user" for message in messages)
 
 
-def openchat_text(messages: Sequence[Message]) -> str:
-    """OpenChat-3.5 text with an open assistant turn; no space after the last colon (its model card)."""
-    names = {"user": "GPT4 Correct User: ", "assistant": "GPT4 Correct Assistant: ", "system": ""}
+def openchat_text(messages: Sequence[Message], condition: str = OPENCHAT) -> str:
+    """OpenChat-3.5 text with an open assistant turn; no space after the last colon (its model card).
+
+    ``condition`` stands before every role: ``GPT4 Correct`` is what the released model is asked with, ``GPT3`` names
+    the lesser class of its paper (Wang et al. 2023, arXiv 2309.11235).
+    """
+    names = {"user": f"{condition} User: ", "assistant": f"{condition} Assistant: ", "system": ""}
     turns = "".join(f"{names[m['role']]}{m['content']}<|end_of_turn|>" for m in messages)
-    return turns + "GPT4 Correct Assistant:"
+    return turns + f"{condition} Assistant:"
 
 
 def llama2_text(messages: Sequence[Message]) -> str:

@@ -96,6 +96,39 @@ def test_openchat_ids_are_those_of_the_model_card() -> None:
     assert form.prompt_ids(TWO_TURNS) == [*golden, 15359, 32000, *more, 420, 6316, 28781, 3198, 3123, 21631, 28747]
 
 
+def test_a_class_stands_before_every_role_of_an_openchat_text() -> None:
+    words = bytes_bpe()
+    form = ChatFormat(words, "openchat", "GPT3")
+    text = "GPT3 User: Hello<|end_of_turn|>GPT3 Assistant: Hi<|end_of_turn|>GPT3 User: How are you today?"
+    assert chat.openchat_text(TWO_TURNS, "GPT3") == text + "<|end_of_turn|>GPT3 Assistant:"
+    assert form.prompt_ids(TWO_TURNS) == words(text + "<|end_of_turn|>GPT3 Assistant:")["input_ids"]
+    assert form.encode(TWO_TURNS, "Fine.").ids[-1] == form.eos_id
+    plain = ChatFormat(card_tokenizer(), "openchat")
+    assert plain.condition == "GPT4 Correct"
+    assert plain.conditioned("GPT4 Correct").prompt_ids(TWO_TURNS) == plain.prompt_ids(TWO_TURNS)
+    assert plain.writes_like(plain.conditioned("GPT4 Correct"))
+    assert not plain.writes_like(plain.conditioned("GPT3"))
+    assert form.conditioned("").prompt_ids(TWO_TURNS) == ChatFormat(words, "openchat").prompt_ids(TWO_TURNS)
+
+
+@pytest.mark.parametrize("template", ["own", "llama2"])
+@pytest.mark.parametrize("system", [[], [{"role": "system", "content": "Be kind."}]])
+def test_elsewhere_a_class_is_a_paragraph_before_the_first_message(template: str, system: list[chat.Message]) -> None:
+    if system and template == "llama2":
+        return  # it has no system turn
+    form = ChatFormat(toy.tokenizer(), template, " Do well. ")
+    first, *rest = [*system, *TWO_TURNS]
+    due = [{**first, "content": f"Do well.\n\n{first['content']}"}, *rest]
+    assert form.prompt_ids([first, *rest]) == form.conditioned("").prompt_ids(due)
+    assert form.encode([first, *rest], "x").ids == form.conditioned("").encode(due, "x").ids
+    assert not form.writes_like(form.conditioned(""))
+    assert ChatFormat(toy.tokenizer(), template).prompt_ids([first, *rest]) == form.conditioned("").prompt_ids(
+        [first, *rest]
+    )
+    with pytest.raises(ChatError, match="control token"):
+        form.conditioned("</s>")
+
+
 def test_llama2_text_is_what_the_released_converter_writes() -> None:
     text = chat.llama2_text(TWO_TURNS) + " It's good.</s>"
     assert text == "[INST] Hello [/INST] Hi</s> [INST] How are you today? [/INST] It's good.</s>"

@@ -41,15 +41,6 @@ class Recipe:
     seed: int = 0
 
 
-@dataclass(frozen=True)
-class Pair:
-    """Trunk states, prompt length and answer ids of a chosen and a rejected answer to one prompt."""
-
-    states: tuple[Tensor, Tensor]
-    prompt: int
-    answers: tuple[list[int], list[int]]
-
-
 def pairs(comparisons: Sequence[Comparison], n: int, seed: int) -> list[Comparison]:
     """Draw ``n`` pairs, one comparison after another: comparisons of two answers, the better one first.
 
@@ -73,12 +64,17 @@ def pairs(comparisons: Sequence[Comparison], n: int, seed: int) -> list[Comparis
     return drawn
 
 
-def _pair(item: Prepared) -> Pair:
-    """A packed comparison of two answers, taken apart."""
+def sequence(lm: LM, item: Prepared, k: int) -> tuple[Tensor, int, list[int]]:
+    """The ``k``-th answer (from 1) of a packed comparison behind its prompt, as :func:`collate` takes sequences.
+
+    Trunk states ``[tokens, width]``, the prompt's length, the answer's ids.
+    """
     segments = item.packed.segments
-    states = [item.states[(segments == 0) | (segments == k)] for k in (1, 2)]
-    answers = [item.packed.ids[segments == k].tolist() for k in (1, 2)]
-    return Pair((states[0], states[1]), int((segments == 0).sum()), (answers[0], answers[1]))
+    states = item.states[(segments == 0) | (segments == k)]
+    if states.dim() == 1:  # token ids: a reward model's embeddings may learn, a policy's never do
+        decoder: Any = lm.model.model
+        states = decoder.embed_tokens(states.to(lm.device)).detach()
+    return states, int((segments == 0).sum()), item.packed.ids[segments == k].tolist()
 
 
 def tune(
@@ -94,36 +90,70 @@ def tune(
     ``prepared`` are the :func:`pairs`, after :func:`starling_nb.reward.scoring.prepare`, in the order of training.
 
     Raises:
-        StarlingError: the loss is not a number.
+        StarlingError: the loss is not a number, or the checkpoint is another run's.
     """
-    torch.manual_seed(recipe.seed)
-    accelerator = lm.accelerator()
-    hydra: Any = Hydra(lm, recipe.trainable)
-    optimizer: Any = torch.optim.AdamW(
-        hydra.learning()[0], lr=recipe.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True
-    )
-    hydra, optimizer = accelerator.prepare(hydra, optimizer)
-    plain: Hydra = accelerator.unwrap_model(hydra)
-    drawn = [_pair(item) for item in prepared]
-    batches = [drawn[i : i + recipe.batch] for i in range(0, len(drawn), recipe.batch)]
-    history = _restore(checkpoint, plain, optimizer)
-    for step in range(len(history), len(batches)):
-        batch = _batch(batches[step])
+
+    def learn(accelerator: Any, hydra: Any, step: int) -> tuple[Tensor, dict[str, float]]:
+        batch = _batch(lm, prepared[step * recipe.batch : (step + 1) * recipe.batch])
         ours = _sums(hydra(batch)[0], batch)
         with accelerator.autocast():
-            theirs = _sums(plain.reference_logprobs(batch), batch)
-        loss = _loss(ours, theirs, recipe)
+            theirs = _sums(accelerator.unwrap_model(hydra).reference_logprobs(batch), batch)
+        return _loss(ours, theirs, recipe), _margins(ours.detach(), theirs)
+
+    def named(steps: int) -> str:
+        seen = [item.packed.ids.tolist() for item in prepared[: steps * recipe.batch]]
+        return files.hash_value([lm.name, str(recipe), seen])
+
+    steps = math.ceil(len(prepared) / recipe.batch)
+    run = Run("DPO", recipe.trainable, recipe.lr, recipe.seed, steps, learn, named)
+    return descend(lm, run, checkpoint, report)
+
+
+@dataclass(frozen=True)
+class Run:
+    """What :func:`descend` needs to know of an objective.
+
+    ``learn`` makes of the accelerator, the hydra and a step its loss and its record; ``named`` tells which run the
+    first so many steps belong to: equal names, equal weights after them.
+    """
+
+    objective: str
+    trainable: str
+    lr: float
+    seed: int
+    steps: int
+    learn: Callable[[Any, Any, int], tuple[Tensor, dict[str, float]]]
+    named: Callable[[int], str]
+
+
+def descend(
+    lm: LM, run: Run, checkpoint: Path | None = None, report: Report | None = None
+) -> tuple[Hydra, list[dict[str, float]]]:
+    """Train the top blocks step by step and write them into ``lm``; the hydra, and one record a step.
+
+    Raises:
+        StarlingError: the loss is not a number, or the checkpoint is another run's.
+    """
+    torch.manual_seed(run.seed)
+    accelerator = lm.accelerator()
+    hydra: Any = Hydra(lm, run.trainable)
+    optimizer: Any = torch.optim.AdamW(hydra.learning()[0], lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
+    hydra, optimizer = accelerator.prepare(hydra, optimizer)
+    plain: Hydra = accelerator.unwrap_model(hydra)
+    history = _restore(checkpoint, plain, optimizer, run)
+    for step in range(len(history), run.steps):
+        loss, record = run.learn(accelerator, hydra, step)
         if not math.isfinite(float(loss.detach())):
-            raise StarlingError(f"the DPO loss is not a number at step {step}: lower lr")
+            raise StarlingError(f"the {run.objective} loss is not a number at step {step}: lower lr")
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(plain.top.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        history.append({"step": float(step), "loss": float(loss.detach()), **_margins(ours.detach(), theirs)})
+        history.append({"step": float(step), "loss": float(loss.detach()), **record})
         if report is not None:
-            report(step + 1, len(batches), history[-1])
-        if checkpoint is not None and (step + 1) % 10 == 0:
-            _save(checkpoint, plain, optimizer, history)
+            report(step + 1, run.steps, history[-1])
+        if checkpoint is not None and ((step + 1) % 10 == 0 or step + 1 == run.steps):
+            _save(checkpoint, plain, optimizer, history, run)
     plain.top.write_into(lm.model.model)
     return plain, history
 
@@ -145,27 +175,30 @@ def _margins(ours: Tensor, theirs: Tensor) -> dict[str, float]:
     return {"margin": float(margin.mean()), "accuracy": float((margin > 0).float().mean())}
 
 
-def _save(path: Path, hydra: Hydra, optimizer: Any, history: list[dict[str, float]]) -> None:
-    state = {"top": hydra.top.state_dict(), "optimizer": optimizer.state_dict(), "history": history}
+def _save(path: Path, hydra: Hydra, optimizer: Any, history: list[dict[str, float]], run: Run) -> None:
+    state = {"run": run.named(len(history)), "top": hydra.top.state_dict(), "optimizer": optimizer.state_dict()}
     with files.replacing(path) as part:
-        torch.save(state, part)
+        torch.save(state | {"history": history}, part)
 
 
-def _restore(path: Path | None, hydra: Hydra, optimizer: Any) -> list[dict[str, float]]:
+def _restore(path: Path | None, hydra: Hydra, optimizer: Any, run: Run) -> list[dict[str, float]]:
     if path is None or not path.exists():
         return []
     state = torch.load(path, weights_only=True)
+    history: list[dict[str, float]] = state["history"]
+    if state.get("run") != run.named(len(history)):
+        raise StarlingError(
+            f"{path} belongs to another run (start model, data or recipe): delete it, or go back to that one"
+        )
     hydra.top.load_state_dict(state["top"])
     optimizer.load_state_dict(state["optimizer"])
-    history: list[dict[str, float]] = state["history"]
     return history
 
 
-def _batch(chosen: Sequence[Pair]) -> Batch:
+def _batch(lm: LM, chosen: Sequence[Prepared]) -> Batch:
     """Chosen and rejected answers side by side: rows 0, 2, … are chosen, 1, 3, … rejected."""
-    states = [state for pair in chosen for state in pair.states]
-    answers = [answer for pair in chosen for answer in pair.answers]
-    return collate(states, [pair.prompt for pair in chosen for _ in range(2)], answers)
+    states, prompts, answers = zip(*(sequence(lm, item, k) for item in chosen for k in (1, 2)), strict=True)
+    return collate(states, prompts, answers)
 
 
 def _sums(logprobs: Tensor, batch: Batch) -> Tensor:

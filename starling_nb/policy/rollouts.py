@@ -55,10 +55,7 @@ class RewardOnTrunk:
 
     def __init__(self, reward: RewardModel, lm: LM, start: int) -> None:
         self.reward, self.eos = reward, lm.chat.eos_id
-        self.same_tokens = (
-            reward.chat.template == lm.chat.template
-            and reward.chat.tokenizer.get_vocab() == lm.chat.tokenizer.get_vocab()
-        )
+        self.same_tokens = reward.chat.writes_like(lm.chat)
         self.shared = _shared_blocks(reward.transformer, lm.model.model, start) if self.same_tokens else 0
         self.capture = {start, self.shared or start}
 

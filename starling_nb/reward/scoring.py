@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from starling_nb.blocks import Top, Trainable, trunk_states
 from starling_nb.chat import ChatFormat
+from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.model import RewardModel
@@ -50,7 +51,13 @@ class Scorer(nn.Module):
 
 
 def fresh(lm: LM, trainable: str, readout: str, checkpointing: bool = False) -> Scorer:
-    """An untrained scorer on a language model's top: every score is 0."""
+    """An untrained scorer on a language model's top: every score is 0.
+
+    Raises:
+        StarlingError: the language model writes a class of answers into its prompts.
+    """
+    if not ChatFormat(lm.chat.tokenizer, lm.chat.template).writes_like(lm.chat):
+        raise StarlingError("a reward model reads conversations without a class: train it on lm.chat.conditioned('')")
     decoder: Any = lm.model.model
     part = Trainable.parse(trainable, len(decoder.layers))
     return Scorer(Top(decoder, part, checkpointing), readout).to(lm.device)

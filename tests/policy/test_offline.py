@@ -65,8 +65,8 @@ def test_pairs_are_drawn_better_first_with_the_states_of_their_own_sequence() ->
     lm = toy.lm()
     comparisons = toy.comparisons()
     chosen = offline.pairs(comparisons, 40, seed=0)
-    drawn = [offline._pair(item) for item in prepare(lm, chosen, "last:2")]
-    assert len(drawn) == 40
+    prepared = prepare(lm, chosen, "last:2")
+    assert len(prepared) == 40
     worth = {
         (tuple(lm.chat.prompt_ids(c.messages)), answer): rank
         for c in comparisons
@@ -74,18 +74,18 @@ def test_pairs_are_drawn_better_first_with_the_states_of_their_own_sequence() ->
     }
     prompts = {len(p): p for p, _ in worth}
     assert len(prompts) == len(comparisons)
+    drawn = [[offline.sequence(lm, item, k) for k in (1, 2)] for item in prepared]
     for pair in drawn:
-        prompt = prompts[pair.prompt]
-        ranks = [worth[prompt, lm.chat.decode(ids)] for ids in pair.answers]
+        ranks = [worth[prompts[length], lm.chat.decode(ids)] for _, length, ids in pair]
         assert ranks[0] < ranks[1]
-        assert all(ids[-1] == lm.chat.eos_id for ids in pair.answers)
-        assert [len(states) for states in pair.states] == [pair.prompt + len(ids) for ids in pair.answers]
-    batch = offline._batch(drawn[:3])
+        assert all(ids[-1] == lm.chat.eos_id for _, _, ids in pair)
+        assert [len(states) for states, _, _ in pair] == [length + len(ids) for _, length, ids in pair]
+    batch = offline._batch(lm, prepared[:3])
     hydra = offline.Hydra(lm, "last:2")
     sums = offline._sums(hydra(batch)[0], batch)
     for row, pair in zip(sums, drawn[:3], strict=True):
-        for found, ids in zip(row, pair.answers, strict=True):
-            prompt = prompts[pair.prompt]
+        for found, (_, length, ids) in zip(row, pair, strict=True):
+            prompt = prompts[length]
             logits = lm.model(input_ids=torch.tensor([[*prompt, *ids]])).logits[0, len(prompt) - 1 : -1]
             due = torch.log_softmax(logits, -1)[torch.arange(len(ids)), torch.tensor(ids)].sum()
             assert float(found) == pytest.approx(float(due), abs=1e-3)
@@ -122,6 +122,38 @@ def test_stopping_and_going_on_is_not_stopping_at_all(tmp_path: Path) -> None:
     assert steps == [11, 12]
     assert again == history
     assert toy.changed(toy.weights(whole.model), lm.model) == set()
+
+
+def test_a_checkpoint_serves_a_longer_run_and_no_other(tmp_path: Path) -> None:
+    path, lm = tmp_path / "dpo.pt", toy.lm()
+    prepared = ready(lm)
+    _, history = offline.tune(lm, prepared[:80], QUICK, checkpoint=path)
+    fresh = toy.lm()
+    _, longer = offline.tune(fresh, prepared, QUICK, checkpoint=path)
+    assert longer[:10] == history
+    whole = toy.lm()
+    offline.tune(whole, prepared, QUICK)
+    assert toy.changed(toy.weights(whole.model), fresh.model) == set()
+    named = LM(fresh.model, fresh.chat, "another start")
+    for other, data, recipe in (
+        (fresh, prepared[1:], QUICK),
+        (fresh, prepared, replace(QUICK, beta=0.2)),
+        (fresh, prepared[:88], QUICK),  # shorter than what the checkpoint has seen
+        (named, prepared, QUICK),
+    ):
+        with pytest.raises(StarlingError, match="belongs to another run"):
+            offline.tune(other, data, recipe, checkpoint=path)
+
+
+def test_every_block_learns_where_the_embeddings_stay() -> None:
+    lm = toy.lm()
+    before = toy.weights(lm.model)
+    recipe = replace(QUICK, trainable="full")
+    _, history = offline.tune(lm, prepare(lm, offline.pairs(toy.comparisons(), 96, seed=0), "full"), recipe)
+    assert history[0]["loss"] == pytest.approx(math.log(2), abs=1e-3)
+    assert history[-1]["accuracy"] == 1.0
+    assert "model.layers.0.mlp.up_proj.weight" in toy.changed(before, lm.model)
+    assert "model.embed_tokens.weight" not in toy.changed(before, lm.model)
 
 
 def test_a_loss_that_is_not_a_number_stops_the_run() -> None:
