@@ -1,18 +1,28 @@
-"""What a tuned policy has to be compared with: the best of n answers of the start model, and extrapolated weights."""
+"""What a tuned policy has to be compared with.
+
+The best of n answers of the start model, extrapolated weights, and the best answers of the data set: what is above
+those was not imitated.
+"""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from numpy.typing import ArrayLike
 
+from starling_nb import rubric
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
+from starling_nb.nectar.prompts import Prompt, key
+from starling_nb.reward.comparisons import Comparison
+from starling_nb.stats import paired_difference
 
 
 def best_of_n_kl(n: int) -> float:
@@ -77,3 +87,69 @@ def extrapolate(start: LM, tuned: LM, alpha: float) -> LM:
 def mean_best_of_n(proxy: Sequence[ArrayLike], gold: Sequence[ArrayLike], n: int) -> float:
     """:func:`best_of_n`, mean over prompts."""
     return float(np.mean([best_of_n(by, worth, n) for by, worth in zip(proxy, gold, strict=True)]))
+
+
+def best_demonstrations(
+    prompts: Sequence[Prompt], comparisons: Sequence[Comparison], edit: Callable[[str], str] | None = None
+) -> pd.DataFrame:
+    """What the data set's own answers to (held-out) prompts are worth by rubric, 1 to 10.
+
+    Args:
+        prompts: with rubrics.
+        comparisons: rows of the data set; those of other prompts are passed over.
+        edit: changes the answers before they are graded, where the policy's are changed too.
+
+    Returns:
+        One row a prompt that the data set holds: prompt_id; by_rank, the utility of its first-ranked answer (the mean
+        of those that share that rank); best, the highest utility of all its answers, which nobody who has to choose
+        can count on; mean; answers, their number.
+
+    Raises:
+        StarlingError: the data set holds none of the prompts.
+    """
+    by_prompt = defaultdict(list)
+    for comparison in comparisons:
+        by_prompt[comparison.prompt_id].append(comparison)
+    rows = []
+    for prompt in prompts:
+        ranked = []
+        for comparison in by_prompt[key(prompt.messages)]:
+            for answer, rank in zip(comparison.answers, comparison.ranks, strict=True):
+                text = edit(answer) if edit else answer
+                worth = rubric.grade(prompt.rubric, prompt.messages, text).utility
+                ranked.append((rank == min(comparison.ranks), worth))
+        if ranked:
+            worths, firsts = [worth for _, worth in ranked], [worth for first, worth in ranked if first]
+            means = {"by_rank": np.mean(firsts), "best": max(worths), "mean": np.mean(worths)}
+            rows.append({"prompt_id": prompt.id, **means, "answers": len(ranked)})
+    if not rows:
+        raise StarlingError(
+            f"the data set holds none of the {len(prompts)} prompts: give the rows that were made of them"
+        )
+    return pd.DataFrame(rows)
+
+
+def against_demonstrations(graded: pd.DataFrame, demonstrations: pd.DataFrame) -> pd.DataFrame:
+    """A policy beside the best demonstrations of the same prompts: imitation reaches them, learning may pass them.
+
+    Args:
+        graded: its answers after :func:`starling_nb.policy.measure.grade`, several a prompt or one.
+        demonstrations: from :func:`best_demonstrations`; only the prompts in both are compared.
+
+    Returns:
+        Rows by_rank, best and mean: against, policy, demonstration (mean utilities over answers), value (the
+        difference, paired by prompt), low, high, n.
+
+    Raises:
+        StarlingError: no prompt in common.
+    """
+    both = graded.merge(demonstrations, on="prompt_id")
+    if both.empty:
+        raise StarlingError(
+            "the policy's answers and the demonstrations share no prompt: compare the same held-out set"
+        )
+    rows = []
+    for name in ("by_rank", "best", "mean"):
+        gap = paired_difference(both["utility"], both[name], clusters=both["prompt_id"])
+        rows.append({"against": name, "policy": both.utility.mean(), "demonstration": both[name].mean(), **vars(gap)})
+    return pd.DataFrame(rows)

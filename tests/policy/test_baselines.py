@@ -1,4 +1,4 @@
-"""Best of n is what brute force says, and extrapolated weights lie on the line through both models."""
+"""Best of n is what brute force says, extrapolated weights lie on a line, and demonstrations are graded by rank."""
 
 from __future__ import annotations
 
@@ -12,8 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toy
+from starling_nb import rubric
 from starling_nb.errors import StarlingError
-from starling_nb.policy import baselines
+from starling_nb.models import Sample
+from starling_nb.nectar import prompts
+from starling_nb.policy import baselines, measure
+from starling_nb.policy.rollouts import Rollout
+from starling_nb.reward.comparisons import Comparison
 
 
 @pytest.mark.parametrize(("n", "kl"), [(1, 0.0), (2, 0.193), (4, 0.636), (8, 1.204), (16, 1.835), (64, 3.175)])
@@ -83,3 +88,45 @@ def test_extrapolated_weights_lie_on_the_line(tied: bool, alpha: float) -> None:
     torch.testing.assert_close(gap, torch.full_like(gap, 0.25 * (1 + alpha)))
     with pytest.raises(StarlingError, match="was not tuned from"):
         baselines.extrapolate(toy.lm("qwen2", tied=tied), tuned, alpha)
+
+
+def ranked(prompt: prompts.Prompt, answers: list[str], ranks: list[float]) -> Comparison:
+    return Comparison(prompts.key(prompt.messages), prompt.messages, answers, ["m"] * len(answers), ranks)
+
+
+def test_the_best_demonstration_is_the_one_of_first_rank_and_the_one_of_highest_grade() -> None:
+    one, two, three = prompts.load(split="test")[:3]
+    worth = {
+        p.id: [rubric.grade(p.rubric, p.messages, text).utility for text in (p.reference, p.flawed)] for p in (one, two)
+    }
+    assert all(good > bad for good, bad in worth.values())
+    rows = [
+        ranked(one, [one.flawed, one.reference, "?"], [1.0, 2.0, 3.0]),  # a judge that was wrong
+        ranked(two, [two.reference, two.flawed], [1.0, 1.0]),
+        ranked(two, [two.reference], [1.0]),  # the same prompt in another row
+    ]
+    found = baselines.best_demonstrations([one, two, three], rows).set_index("prompt_id")
+    assert list(found.index) == [one.id, two.id]
+    (good, bad), (fine, poor) = worth[one.id], worth[two.id]
+    assert found.loc[one.id, ["by_rank", "best", "answers"]].tolist() == [bad, good, 3]
+    assert found.by_rank[two.id] == pytest.approx((2 * fine + poor) / 3)
+    assert found.best[two.id] == fine
+    cut = baselines.best_demonstrations([one], rows, lambda text: text.split()[0])
+    assert cut.best[0] < good
+    with pytest.raises(StarlingError, match="none of the 1 prompts"):
+        baselines.best_demonstrations([three], rows)
+
+
+def test_a_policy_is_paired_with_the_demonstrations_of_its_prompts() -> None:
+    chosen = prompts.load(split="test")[:8]
+    rows = [ranked(p, [p.reference, p.flawed], [1.0, 2.0]) for p in chosen[:6]]
+    bar = baselines.best_demonstrations(chosen, rows)
+    answers = [Rollout(p, Sample([1], [5, 2], finished=True), text) for p in chosen for text in (p.flawed, p.reference)]
+    table = baselines.against_demonstrations(measure.grade(answers), bar).set_index("against")
+    assert (table.n == 6).all()
+    for name in ("by_rank", "best"):
+        assert table.value[name] == pytest.approx(table.policy[name] - table.demonstration[name])
+        assert table.high[name] < 0
+    assert table.value["mean"] == pytest.approx(0.0, abs=1e-9)  # its answers are the data set's
+    with pytest.raises(StarlingError, match="share no prompt"):
+        baselines.against_demonstrations(measure.grade(answers[12:]), bar)
