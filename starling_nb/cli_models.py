@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -87,17 +88,30 @@ def tune(
     objective: Annotated[str, typer.Option(help="apa, ppo, p3o or rloo.")] = "apa",
     recipe: Annotated[str, typer.Option(help="corrected, or published with its oddities.")] = "corrected",
     settings: Annotated[list[str] | None, typer.Option("--set", help="A switch of the recipe: lam=0.5.")] = None,
-    rules: Annotated[list[str] | None, typer.Option("--rule", help="A rule and its weight: declines=-0.5.")] = None,
+    rules: Annotated[
+        list[str] | None, typer.Option("--rule", help="A rule or question and its weight: declines=-0.5.")
+    ] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Test prompts answered before and after, at most.")] = 100,
+    judge: Annotated[str | None, typer.Option(help="Who settles rules that are questions, as for judge.")] = None,
+    dollars: Annotated[float | None, typer.Option(help="Stop before the judge could be paid more.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Stop after so many paid requests to the judge.")] = None,
 ) -> None:
     """Tune a model on prompts by a reward model; measure it on test prompts; run it again to go on."""
+    from starling_nb.judge import Budget
+    from starling_nb.judge.connect import connect
     from starling_nb.policy import running
     from starling_nb.policy.recipe import made
-    from starling_nb.policy.rules import weighted
+    from starling_nb.policy.rules import BatchRule, weighted
 
-    chosen, added = made(recipe, objective, settings or ()), weighted(rules or ())
-    done = running.run(running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added))
+    chosen, budget = made(recipe, objective, settings or ()), Budget(requests, None, dollars)
+    asked = connect(judge, out / "ledger.sqlite", budget=budget, attempts=3) if judge else nullcontext()
+    with asked as connected:
+        added = weighted(rules or (), connected)
+        done = running.run(running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added))
     typer.echo(done.table.to_string(index=False))
+    for name, (_, rule) in added.items():
+        if isinstance(rule, BatchRule):
+            typer.echo(f"rule {name}: {rule}")
     for warning in done.warnings:
         typer.echo(f"look: {warning}", err=True)
     typer.echo(f"{done.policy}")

@@ -20,8 +20,8 @@ import pandas as pd
 
 from starling_nb import files
 from starling_nb.chat import Message
-from starling_nb.evaluation import EvaluationError, fences
-from starling_nb.judge import Outcome, Request
+from starling_nb.evaluation import EvaluationError
+from starling_nb.judge import Outcome, Request, fences
 from starling_nb.stats import mean_interval
 
 COLUMNS = (

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starling_nb.chat import Message
-from starling_nb.evaluation import alpaca_eval, fences, mt_bench
-from starling_nb.judge import simulation
+from starling_nb.evaluation import alpaca_eval, mt_bench
+from starling_nb.judge import fences, simulation
 
 TURNS = ("system", "user", "assistant")
 

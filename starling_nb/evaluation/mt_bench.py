@@ -18,9 +18,9 @@ import pandas as pd
 
 from starling_nb import files
 from starling_nb.chat import Message
-from starling_nb.evaluation import EvaluationError, fences
+from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.answering import answer as answer_all
-from starling_nb.judge import Outcome, Request
+from starling_nb.judge import Outcome, Request, fences
 from starling_nb.stats import Interval, mean_interval, paired_difference
 
 if TYPE_CHECKING:

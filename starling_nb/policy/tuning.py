@@ -102,7 +102,7 @@ def tune(
         rollouts = _rollouts(lm, score, prompts, recipe, step)
         for rollout in rollouts:
             rollout.score -= (offsets or {}).get(key(rollout.prompt.messages), 0.0)
-            rollout.by_rule = added(rules or {}, rollout.prompt.messages, rollout.text)
+        added(rules or {}, rollouts)
         loop.scale = _scale(loop.scale, rollouts, recipe)
         # The context ends before the first optimiser step: it remembers weights cast to bfloat16.
         with loop.accelerator.autocast():

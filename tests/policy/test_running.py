@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pandas as pd
 import pytest
@@ -16,12 +17,32 @@ import toy
 from starling_nb import models
 from starling_nb.cli import app
 from starling_nb.errors import StarlingError
+from starling_nb.judge import BudgetExceeded
+from starling_nb.judge.simulation import serve
 from starling_nb.nectar.prompts import split_of
 from starling_nb.policy import checkpoint
 from starling_nb.policy.recipe import Recipe, TuningError, made
 from starling_nb.reward import RewardModel
 
 QUICK = ["rollouts=16", "minibatch=8", "steps=3", "max_new_tokens=10", "trainable=last:2", "lr=3e-3", "kl=0"]
+
+
+class Settled:
+    """A judge that says yes to answers with a letter e."""
+
+    asked: ClassVar[list[str]] = []
+
+    def models(self) -> list[str]:
+        return ["m"]
+
+    def complete(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        text = body["messages"][-1]["content"]
+        self.asked.append(text)
+        answer = text.partition("<answer ")[2].partition("\n")[2].partition("\n</answer")[0]
+        message = {"role": "assistant", "content": f"So it is.\n[[{'yes' if 'e' in answer else 'no'}]]"}
+        usage = {"prompt_tokens": 9, "completion_tokens": 1, "total_tokens": 10}
+        choice = {"index": 0, "message": message, "finish_reason": "stop"}
+        return {"id": "x", "object": "chat.completion", "created": 0, "model": "m", "choices": [choice], "usage": usage}
 
 
 @pytest.fixture
@@ -86,6 +107,30 @@ def test_the_published_recipe_tells_its_oddity_and_too_few_prompts_are_refused(f
     refused = call(folder)
     assert isinstance(refused.exception, StarlingError)
     assert "give more prompts" in str(refused.exception)
+
+
+def test_a_judge_settles_a_rule_and_is_paid_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Settled.asked = []
+    stop, url = serve(Settled())
+    words = ["--rule", "ask:Is there a letter e? Yes = no doubt.=0.5", "--judge", f"m@{url}"]
+    try:
+        done = call(folder, *words)
+        assert done.exit_code == 0, done.output
+        assert "48 answers asked about; without a verdict, counted as no: none" in done.output
+        paid = len(Settled.asked)
+        assert 0 < paid <= 48
+        assert all("Is there a letter e? Yes = no doubt." in text for text in Settled.asked)
+        (folder / "out" / "tuning.pt").unlink()
+        assert call(folder, *words).exit_code == 0
+        assert len(Settled.asked) == paid
+        (folder / "out" / "tuning.pt").unlink()
+        (folder / "out" / "ledger.sqlite").unlink()
+        broke = call(folder, *words, "--requests", "10")
+        assert isinstance(broke.exception, BudgetExceeded)
+        assert len(Settled.asked) == paid + 10
+    finally:
+        stop()
+    assert "say which one" in str(call(folder, *words[:2]).exception)
 
 
 def test_recipes_are_made_from_names_and_text() -> None:
