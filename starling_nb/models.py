@@ -242,13 +242,7 @@ def sample(
     Raises:
         ModelError: ids that are not distinct, one a prompt; or a cap, a batch or a temperature out of range.
     """
-    if len(prompts) != len(ids) or len(set(ids)) != len(ids):
-        raise ModelError("sampling needs exactly one distinct id for each prompt")
-    heats = list(temperature) if isinstance(temperature, Sequence) else [temperature] * len(prompts)
-    if len(heats) != len(prompts):
-        raise ModelError(f"{len(heats)} temperatures for {len(prompts)} prompts: give one for all, or one a prompt")
-    if max_new_tokens < 1 or batch < 1 or not all(heat >= 0 for heat in heats):
-        raise ModelError("sampling needs max_new_tokens and batch of at least 1 and a temperature of at least 0")
+    heats = temperatures(prompts, ids, max_new_tokens, temperature, batch)
     samples = [Sample(list(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), list(prompts[i]), ids[i]))
     for start in range(0, len(order), batch):
@@ -265,6 +259,28 @@ def sample(
             progress=None if progress is None else _counted(progress, before, start),
         )
     return samples
+
+
+def temperatures(
+    prompts: Sequence[Sequence[int]],
+    ids: Sequence[str],
+    max_new_tokens: int,
+    temperature: float | Sequence[float],
+    batch: int,
+) -> list[float]:
+    """One temperature an item, after a look at what :func:`sample` is asked for.
+
+    Raises:
+        ModelError: as :func:`sample`.
+    """
+    if len(prompts) != len(ids) or len(set(ids)) != len(ids):
+        raise ModelError("sampling needs exactly one distinct id for each prompt")
+    heats = list(temperature) if isinstance(temperature, Sequence) else [temperature] * len(prompts)
+    if len(heats) != len(prompts):
+        raise ModelError(f"{len(heats)} temperatures for {len(prompts)} prompts: give one for all, or one a prompt")
+    if max_new_tokens < 1 or batch < 1 or not all(heat >= 0 for heat in heats):
+        raise ModelError("sampling needs max_new_tokens and batch of at least 1 and a temperature of at least 0")
+    return heats
 
 
 def _counted(progress: Progress, tokens: int, items: int) -> Progress:

@@ -101,9 +101,14 @@ def collect(
     capture: Collection[int] = (),
     temperature: float = 1.0,
     progress: Callable[[int, int], None] | None = None,
+    sampler: Callable[..., list[Sample]] = sample,
 ) -> list[Rollout]:
-    """Sample one answer for each prompt under the ids given (one name an answer, not a prompt)."""
-    samples = sample(
+    """Sample one answer for each prompt under the ids given (one name an answer, not a prompt).
+
+    ``sampler`` is :func:`starling_nb.models.sample` or takes the same arguments
+    (:class:`starling_nb.policy.vllm_rollouts.Sampler`).
+    """
+    samples = sampler(
         lm,
         [lm.chat.prompt_ids(prompt.messages) for prompt in prompts],
         ids,
