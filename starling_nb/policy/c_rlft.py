@@ -22,6 +22,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, collate
 from starling_nb.policy.offline import Report, Run, descend, sequence
+from starling_nb.policy.sharing import Team
 from starling_nb.reward.comparisons import Comparison, only
 from starling_nb.reward.scoring import Prepared, prepare
 
@@ -63,6 +64,11 @@ class Demonstration:
     k: int
     best: bool
     weight: float
+
+    @property
+    def length(self) -> int:
+        """Tokens of the answer."""
+        return int((self.item.packed.segments == self.k).sum())
 
     @property
     def ids(self) -> Tensor:
@@ -143,12 +149,16 @@ def tune(
     told = [[one.ids.tolist(), one.best, one.weight] for one in demonstrations]
     own = files.hash_value([lm.name, str(replace(recipe, epochs=1)), told])
 
-    def learn(accelerator: Any, hydra: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        chosen = [demonstrations[place] for place in _places(len(demonstrations), recipe, step)]
+    def learn(hydra: Any, step: int, team: Team) -> dict[str, Tensor]:
+        every = [demonstrations[place] for place in _places(len(demonstrations), recipe, step)]
+        own = [every[i] for i in team.own(len(every))]
+        chosen = own or every[:1]
         batch = _batch(lm, chosen)
         logprobs = batch.unflatten(hydra(batch)[0])
         weights = torch.tensor([item.weight for item in chosen], device=logprobs.device)
-        return losses.c_rlft(logprobs, weights, batch.mask), _means(logprobs.detach(), batch, chosen)
+        share = sum(item.length for item in own) / sum(item.length for item in every)
+        loss = share * losses.c_rlft(logprobs, weights, batch.mask)
+        return {"loss": loss, **_parts(logprobs.detach(), own, every)}
 
     steps = math.ceil(len(demonstrations) * recipe.epochs / recipe.batch)
     run = Run("C-RLFT", recipe.trainable, recipe.lr, recipe.seed, steps, learn, lambda _: own)
@@ -172,8 +182,11 @@ def _batch(lm: LM, chosen: Sequence[Demonstration]) -> Batch:
     return collate(states, prompts, answers)
 
 
-def _means(logprobs: Tensor, batch: Batch, chosen: Sequence[Demonstration]) -> dict[str, float]:
-    """Mean log-probability of a token by class, of those classes that are there."""
-    best = torch.tensor([one.best for one in chosen], device=logprobs.device)
-    rows = {"best": best, "others": ~best}
-    return {name: float(logprobs[own][batch.mask[own]].mean()) for name, own in rows.items() if bool(own.any())}
+def _parts(logprobs: Tensor, own: Sequence[Demonstration], every: Sequence[Demonstration]) -> dict[str, Tensor]:
+    """What ``own`` rows add to the mean log-probability of a token by class, of those classes that are there."""
+    found = {}
+    for name, best in {"best": True, "others": False}.items():
+        rows = [row for row, one in enumerate(own) if one.best == best]
+        if tokens := sum(one.length for one in every if one.best == best):
+            found[name] = logprobs[rows].sum() / tokens
+    return found

@@ -16,6 +16,7 @@ from starling_nb import losses
 from starling_nb.policy.hydra import Batch, Comparison, Hydra, collate
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rollouts import Rollout
+from starling_nb.policy.sharing import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,18 @@ class Scale:
 class Minibatch:
     """Sequences of like length with what is fixed before the first pass over them.
 
+    ``places`` are those of its rows among the rollouts, ``tokens`` and ``rows`` its parts of the whole minibatch's
+    learned tokens and rows: 1, or less where several processes share it. A process that has none of them passes a few
+    others through the policy, because all must take part: ``places`` is empty then and both parts are 0.
+
     ``old`` is the policy that sampled beside the reference; ``foreseen`` (what the reward model alone says of the
     return), ``advantages`` and ``returns``, ``[rows, longest answer]`` each, are zero outside the mask; ``scores``
     ``[rows]`` are the shaped rewards of whole answers, ``kl`` the weight of the log-ratio.
     """
 
+    places: list[int]
+    tokens: float
+    rows: float
     batch: Batch
     old: Comparison
     foreseen: Tensor
@@ -135,34 +143,57 @@ def foresee(rollouts: Sequence[Rollout], shaped: Tensor, window: int = 3) -> lis
 
 
 def minibatches(
-    hydra: Hydra, rollouts: Sequence[Rollout], recipe: Recipe, scale: Scale, kl: float | None = None
+    hydra: Hydra,
+    rollouts: Sequence[Rollout],
+    recipe: Recipe,
+    scale: Scale,
+    kl: float | None = None,
+    team: Team = ALONE,
 ) -> list[Minibatch]:
     """Old and reference log-probabilities, advantages and returns, in minibatches of similar length.
 
-    ``kl`` is the weight of the log-ratio where it is not the recipe's.
+    ``kl`` is the weight of the log-ratio where it is not the recipe's. ``rollouts`` are those of the whole ``team``;
+    of each minibatch a process gets the rows that it sampled.
 
     Raises:
-        TuningError: as :func:`raw_scores`.
+        TuningError: a minibatch holds no token to learn from, or as :func:`raw_scores`.
     """
     shaped = shape_scores(rollouts, recipe, scale)
     ahead = foresee(rollouts, shaped) if recipe.foresee else [torch.zeros(len(r.sample.ids)) for r in rollouts]
-    kl = recipe.kl if kl is None else kl
+    learned = [len(r.sample.ids) - (recipe.hide_eos and r.sample.finished) for r in rollouts]
+    whole = similar_lengths(rollouts, recipe)
+    ours = [[i for i in rows if rollouts[i].here] for rows in whole]
+    others = next(rows for rows in ours if rows)
     parts = []
-    for rows in similar_lengths(rollouts, recipe):
-        batch = collate_rollouts([rollouts[i] for i in rows])
-        old, scores = hydra.compare(batch), shaped[rows].to(batch.states.device)
-        foreseen = torch.nn.utils.rnn.pad_sequence([ahead[i] for i in rows], batch_first=True).to(scores.device)
-        rewards = batch.unflatten(-kl * (old.logprobs - old.reference))
-        ends = batch.mask.sum(1) - 1
-        rewards[torch.arange(len(rows), device=ends.device), ends] += scores
-        values = batch.unflatten(old.values) + foreseen
-        advantages, returns = losses.gae(rewards, values, batch.mask.float(), gamma=1.0, lam=recipe.gae_lambda)
-        parts.append(Minibatch(batch, old, foreseen, advantages, returns, scores, kl))
+    with team.together():
+        for rows, own in zip(whole, ours, strict=True):
+            if not (tokens := sum(learned[i] for i in rows)):
+                raise TuningError("a minibatch holds no token to learn from: set hide_eos=false, or enlarge minibatch")
+            shares = sum(learned[i] for i in own) / tokens, len(own) / len(rows)
+            taken = own or others
+            some = _fixed(hydra, [rollouts[i] for i in taken], shaped[taken], [ahead[i] for i in taken], recipe, kl)
+            parts.append(Minibatch(own, *shares, *some))
     if recipe.whiten:
-        every = torch.cat([part.advantages[part.batch.mask] for part in parts])
+        every = team.joined(torch.cat([part.advantages[part.batch.mask] for part in parts if part.places]))
         for part in parts:
             part.advantages = (part.advantages - every.mean()) / (every.std() + 1e-6) * part.batch.mask
     return parts
+
+
+def _fixed(
+    hydra: Hydra, rollouts: Sequence[Rollout], shaped: Tensor, ahead: Sequence[Tensor], recipe: Recipe, kl: float | None
+) -> tuple[Batch, Comparison, Tensor, Tensor, Tensor, Tensor, float]:
+    """Of some rows: from ``batch`` on, what a :class:`Minibatch` holds."""
+    kl = recipe.kl if kl is None else kl
+    batch = collate_rollouts(rollouts)
+    old, scores = hydra.compare(batch), shaped.to(batch.states.device)
+    foreseen = torch.nn.utils.rnn.pad_sequence(list(ahead), batch_first=True).to(scores.device)
+    rewards = batch.unflatten(-kl * (old.logprobs - old.reference))
+    ends = batch.mask.sum(1) - 1
+    rewards[torch.arange(len(rollouts), device=ends.device), ends] += scores
+    values = batch.unflatten(old.values) + foreseen
+    advantages, returns = losses.gae(rewards, values, batch.mask.float(), gamma=1.0, lam=recipe.gae_lambda)
+    return batch, old, foreseen, advantages, returns, scores, kl
 
 
 def similar_lengths(rollouts: Sequence[Rollout], recipe: Recipe) -> list[list[int]]:
@@ -181,30 +212,35 @@ def collate_rollouts(rollouts: Sequence[Rollout]) -> Batch:
     )
 
 
-def sampler_gap(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], recipe: Recipe) -> float:
+def sampler_gap(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], team: Team = ALONE) -> float:
     """Mean distance, nats a token, between the sampler's log-probabilities and the trainer's of the same tokens.
 
     Rounding in bfloat16 explains a few hundredths; more means that the two do not run the same model.
     """
-    apart, tokens = 0.0, 0
-    for rows, part in zip(similar_lengths(rollouts, recipe), parts, strict=True):
-        sampled = torch.tensor([value for i in rows for value in rollouts[i].sample.logprobs])
-        apart += float((part.old.logprobs.cpu() - sampled).abs().sum())
-        tokens += len(sampled)
-    return apart / tokens
+    apart = 0.0
+    for part in parts:
+        if part.places:
+            sampled = torch.tensor([value for i in part.places for value in rollouts[i].sample.logprobs])
+            apart += float((part.old.logprobs.cpu() - sampled).abs().sum())
+    return _total(team, apart) / sum(len(r.sample.ids) for r in rollouts)
 
 
-def summary(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], recipe: Recipe) -> dict[str, float]:
+def summary(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], team: Team = ALONE) -> dict[str, float]:
     """What one step's rollouts were like, before anything is learned from them; names as in a run's record."""
     n, tokens = len(rollouts), sum(len(r.sample.ids) for r in rollouts)
-    returns = torch.cat([m.returns[m.batch.mask] for m in parts])
-    values = torch.cat([m.old.values + m.foreseen[m.batch.mask] for m in parts])
+    own = [part for part in parts if part.places]
+    returns = team.joined(torch.cat([m.returns[m.batch.mask] for m in own]))
+    values = team.joined(torch.cat([m.old.values + m.foreseen[m.batch.mask] for m in own]))
     return {
         "reward": sum(r.score for r in rollouts) / n,
-        "kl": float(sum(m.old.kl.sum() for m in parts)) / n,
+        "kl": _total(team, float(sum(m.old.kl.sum() for m in own))) / n,
         "length": tokens / n,
         "eos_rate": sum(r.sample.finished for r in rollouts) / n,
-        "entropy": float(sum(m.old.entropy.sum() for m in parts)) / tokens,
+        "entropy": _total(team, float(sum(m.old.entropy.sum() for m in own))) / tokens,
         "explained": 1.0 - float((returns - values).var() / (returns.var() + 1e-9)),
-        "sampler_gap": sampler_gap(rollouts, parts, recipe),
+        "sampler_gap": sampler_gap(rollouts, parts, team),
     }
+
+
+def _total(team: Team, number: float) -> float:
+    return sum(team.every(number))

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from starling_nb.models import LM
-from starling_nb.policy.experience import Minibatch, similar_lengths
+from starling_nb.policy.experience import Minibatch
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rollouts import Rollout
 
@@ -41,12 +41,12 @@ def begins_once(rollouts: Sequence[Rollout], lm: LM) -> None:
         )
 
 
-def masks_hold_the_answers(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], recipe: Recipe, eos: int) -> None:
+def masks_hold_the_answers(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], eos: int) -> None:
     """Stop where a mask is not the answer's tokens, its end of turn included."""
-    for rows, part in zip(similar_lengths(rollouts, recipe), parts, strict=True):
+    for part in parts:
         lengths = part.batch.mask.sum(1).tolist()
         targets = part.batch.unflatten(part.batch.targets)
-        for row, place in enumerate(rows):
+        for row, place in enumerate(part.places):
             sample = rollouts[place].sample
             if lengths[row] != len(sample.ids) or targets[row, : lengths[row]].tolist() != sample.ids:
                 raise TuningError(
@@ -87,7 +87,7 @@ def ratio_is_one(logprobs: Tensor, old: Tensor) -> None:
         raise TuningError(f"fresh rollouts have a log-ratio of {gap:.3f}, not 0: two passes of one policy disagree")
 
 
-def finite(loss: Tensor, step: int) -> None:
+def finite(loss: float, step: int) -> None:
     """Stop at a loss that is not a number."""
-    if not math.isfinite(float(loss.detach())):
+    if not math.isfinite(loss):
         raise TuningError(f"the loss is not a number at step {step}: lower lr")

@@ -137,6 +137,8 @@ class Hydra(nn.Module):
         nn.init.zeros_(last.bias)
         self.value_head = nn.Sequential(nn.Linear(width, 2 * width), nn.ReLU(), last).to(model.device)
         self.register_buffer("head", model.lm_head.weight.detach(), persistent=False)
+        # What never changes, the head above all, processes need not send each other before every pass.
+        self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
 
     def learning(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What learns of the policy's blocks, and of the critic."""

@@ -1,6 +1,7 @@
 """Direct preference optimisation and its kin on the data set's own pairs: no sampling, no reward model.
 
 Trained over the same kept trunk states and the same top blocks as the online objectives, so that budgets compare.
+Several processes share the pairs of every step.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from starling_nb import files, losses
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, collate
+from starling_nb.policy.sharing import Team
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.scoring import Prepared
 
@@ -93,12 +95,15 @@ def tune(
         StarlingError: the loss is not a number, or the checkpoint is another run's.
     """
 
-    def learn(accelerator: Any, hydra: Any, step: int) -> tuple[Tensor, dict[str, float]]:
-        batch = _batch(lm, prepared[step * recipe.batch : (step + 1) * recipe.batch])
+    def learn(hydra: Any, step: int, team: Team) -> dict[str, Tensor]:
+        every = prepared[step * recipe.batch : (step + 1) * recipe.batch]
+        own = [every[i] for i in team.own(len(every))]
+        batch = _batch(lm, own or every[:1])
         ours = _sums(hydra(batch)[0], batch)
-        with accelerator.autocast():
-            theirs = _sums(accelerator.unwrap_model(hydra).reference_logprobs(batch), batch)
-        return _loss(ours, theirs, recipe), _margins(ours.detach(), theirs)
+        with team.autocast():
+            theirs = _sums(team.plain(hydra).reference_logprobs(batch), batch)
+        found = {"loss": _loss(ours, theirs, recipe), **_margins(ours.detach(), theirs)}
+        return {name: len(own) / len(every) * value for name, value in found.items()}
 
     def named(steps: int) -> str:
         seen = [item.packed.ids.tolist() for item in prepared[: steps * recipe.batch]]
@@ -113,8 +118,10 @@ def tune(
 class Run:
     """What :func:`descend` needs to know of an objective.
 
-    ``learn`` makes of the accelerator, the hydra and a step its loss and its record; ``named`` tells which run the
-    first so many steps belong to: equal names, equal weights after them.
+    ``learn`` makes of the hydra, a step and the processes that share it a record of means, its loss among them: this
+    process's part of each, so that the sum over all is the mean of the whole step. A process without a part passes
+    something through the hydra all the same, for all must take part. ``named`` tells which run the first so many steps
+    belong to: equal names, equal weights after them.
     """
 
     objective: str
@@ -122,7 +129,7 @@ class Run:
     lr: float
     seed: int
     steps: int
-    learn: Callable[[Any, Any, int], tuple[Tensor, dict[str, float]]]
+    learn: Callable[[Any, int, Team], dict[str, Tensor]]
     named: Callable[[int], str]
 
 
@@ -136,24 +143,30 @@ def descend(
     """
     torch.manual_seed(run.seed)
     accelerator = lm.accelerator()
+    team = Team(accelerator)
     hydra: Any = Hydra(lm, run.trainable)
+    hydra.value_head.requires_grad_(False)  # processes would wait for its gradient
     optimizer: Any = torch.optim.AdamW(hydra.learning()[0], lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
     hydra, optimizer = accelerator.prepare(hydra, optimizer)
     plain: Hydra = accelerator.unwrap_model(hydra)
-    history = _restore(checkpoint, plain, optimizer, run)
-    for step in range(len(history), run.steps):
-        loss, record = run.learn(accelerator, hydra, step)
-        if not math.isfinite(float(loss.detach())):
+    with team.together():
+        history = _restore(checkpoint, plain, optimizer, run)
+    for step in range(team.agreed(len(history), checkpoint), run.steps):
+        means = run.learn(hydra, step, team)
+        whole = team.total(torch.stack([value.detach() for value in means.values()])).tolist()
+        record = dict(zip(means, whole, strict=True))
+        if not math.isfinite(record["loss"]):
             raise StarlingError(f"the {run.objective} loss is not a number at step {step}: lower lr")
-        accelerator.backward(loss)
+        accelerator.backward(team.size * means["loss"])  # gradients are averaged over the processes
         accelerator.clip_grad_norm_(plain.top.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
-        history.append({"step": float(step), "loss": float(loss.detach()), **record})
-        if report is not None:
-            report(step + 1, run.steps, history[-1])
-        if checkpoint is not None and ((step + 1) % 10 == 0 or step + 1 == run.steps):
-            _save(checkpoint, plain, optimizer, history, run)
+        history.append({"step": float(step), **record})
+        with team.together():
+            if report is not None and team.main:
+                report(step + 1, run.steps, history[-1])
+            if checkpoint is not None and team.main and ((step + 1) % 10 == 0 or step + 1 == run.steps):
+                _save(checkpoint, plain, optimizer, history, run)
     plain.top.write_into(lm.model.model)
     return plain, history
 
@@ -168,11 +181,11 @@ def _loss(ours: Tensor, theirs: Tensor, recipe: Recipe) -> Tensor:
     )
 
 
-def _margins(ours: Tensor, theirs: Tensor) -> dict[str, float]:
+def _margins(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
     """Mean lead of the chosen answers in log-ratio, nats, and the share of pairs that they lead."""
     lead = ours - theirs
     margin = lead[:, 0] - lead[:, 1]
-    return {"margin": float(margin.mean()), "accuracy": float((margin > 0).float().mean())}
+    return {"margin": margin.mean(), "accuracy": (margin > 0).float().mean()}
 
 
 def _save(path: Path, hydra: Hydra, optimizer: Any, history: list[dict[str, float]], run: Run) -> None:

@@ -40,6 +40,11 @@ class Rollout:
         """States that enter the highest captured block, the policy's first own, ``[at least length, width]``."""
         return self.sample.states[max(self.sample.states)]
 
+    @property
+    def here(self) -> bool:
+        """Whether this process sampled it: the states of another's answers stay there."""
+        return bool(self.sample.states)
+
 
 class RewardOnTrunk:
     """Scores rollouts with a reward model; the blocks that it shares with the policy's frozen trunk are not run again.

@@ -1,7 +1,8 @@
 """One loop for the online objectives: APA, PPO, P3O and RLOO.
 
 Sample from the policy, score with the reward model, then a few passes over the kept trunk states. The objectives
-differ only in the loss; everything else is shared, so a comparison between them compares the loss.
+differ only in the loss; everything else is shared, so a comparison between them compares the loss. Several processes
+share every step (:mod:`starling_nb.policy.sharing`) and end with the same weights.
 """
 
 from __future__ import annotations
@@ -13,17 +14,17 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor
 
-from starling_nb import files, losses, progress
+from starling_nb import files, progress
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt, key
-from starling_nb.policy import guards
+from starling_nb.policy import guards, objectives
 from starling_nb.policy.experience import Minibatch, Scale, minibatches, scale_of, summary
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
 from starling_nb.policy.rules import Rule, added
+from starling_nb.policy.sharing import Team, everybodys
 from starling_nb.reward.model import RewardModel
 
 __all__ = ["Recipe", "Tuned", "TuningError", "tune"]
@@ -56,6 +57,7 @@ class _Loop:
     kl: float
     hydra: Any
     optimizer: Any
+    team: Team
     history: list[dict[str, float]] = field(default_factory=list)
     scale: Scale | None = None
 
@@ -95,30 +97,30 @@ def tune(
     loop = _start(lm, recipe)
     own = _name(lm, prompts, recipe, rules or {})
     resumed = _restore(checkpoint, loop, own)
-    plain = loop.plain
+    plain, team = loop.plain, loop.team
     score = RewardOnTrunk(reward, lm, plain.start)
     plain.top.write_into(lm.model.model)
     for step in range(resumed, recipe.steps):
-        rollouts = _rollouts(lm, score, prompts, recipe, step)
-        for rollout in rollouts:
-            rollout.score -= (offsets or {}).get(key(rollout.prompt.messages), 0.0)
-        added(rules or {}, rollouts)
+        rollouts = _rollouts(loop, lm, score, prompts, recipe, step, offsets or {}, rules or {})
         loop.scale = _scale(loop.scale, rollouts, recipe)
         # The context ends before the first optimiser step: it remembers weights cast to bfloat16.
         with loop.accelerator.autocast():
-            parts = minibatches(plain, rollouts, recipe, loop.scale, loop.kl)
-        guards.masks_hold_the_answers(rollouts, parts, recipe, lm.chat.eos_id)
-        record = {"step": float(step), **summary(rollouts, parts, recipe)}
+            parts = minibatches(plain, rollouts, recipe, loop.scale, loop.kl, team)
+        with team.together():
+            guards.masks_hold_the_answers(rollouts, parts, lm.chat.eos_id)
+        record = {"step": float(step), **summary(rollouts, parts, team)}
         record |= {"kl_weight": loop.kl} if recipe.kl_target is not None else {}
-        guards.one_model(record, parts, lm)
-        guards.still_ends(record, loop.history, recipe)
+        with team.together():
+            guards.one_model(record, parts, lm)
+            guards.still_ends(record, loop.history, recipe)
         loop.history.append(record | _learn(loop, parts, recipe, step, lm.chat.eos_id))
         loop.kl = steered(loop.kl, record["kl"], recipe)
         plain.top.write_into(lm.model.model)
-        if report is not None:
-            report(step + 1, recipe.steps, loop.history[-1])
-        if checkpoint is not None and ((step + 1) % 2 == 0 or step + 1 == recipe.steps):
-            _save(checkpoint, loop, own)
+        with team.together():
+            if report is not None and team.main:
+                report(step + 1, recipe.steps, loop.history[-1])
+            if checkpoint is not None and team.main and ((step + 1) % 2 == 0 or step + 1 == recipe.steps):
+                _save(checkpoint, loop, own)
     return Tuned(plain, loop.history, resumed, guards.quirks(recipe))
 
 
@@ -141,6 +143,11 @@ def _scale(before: Scale | None, rollouts: Sequence[Rollout], recipe: Recipe) ->
 
 def _start(lm: LM, recipe: Recipe) -> _Loop:
     accelerator = lm.accelerator()
+    team = Team(accelerator)
+    if recipe.rollouts // recipe.answers < team.size:
+        raise TuningError(
+            f"{team.size} processes cannot share {recipe.rollouts // recipe.answers} prompts a step: raise rollouts"
+        )
     hydra = Hydra(lm, recipe.trainable, recipe.value)
     policy, critic = hydra.learning()
     optimizer = torch.optim.AdamW(
@@ -149,24 +156,39 @@ def _start(lm: LM, recipe: Recipe) -> _Loop:
         weight_decay=1e-6,
         fused=True,
     )
-    return _Loop(accelerator, recipe.kl, *accelerator.prepare(hydra, optimizer))
+    return _Loop(accelerator, recipe.kl, *accelerator.prepare(hydra, optimizer), team)
 
 
-def _rollouts(lm: LM, score: RewardOnTrunk, prompts: Sequence[Prompt], recipe: Recipe, step: int) -> list[Rollout]:
-    """Answers to one step's prompts with their raw scores."""
+def _rollouts(
+    loop: _Loop,
+    lm: LM,
+    score: RewardOnTrunk,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    step: int,
+    offsets: Mapping[str, float],
+    rules: Mapping[str, tuple[float, Rule]],
+) -> list[Rollout]:
+    """Scored answers to one step's prompts, of which each process samples and scores its share."""
     chosen, ids = _step_prompts(prompts, recipe, step)
-    rollouts = collect(
-        lm,
-        chosen,
-        ids,
-        seed=recipe.seed,
-        max_new_tokens=recipe.max_new_tokens,
-        capture=score.capture,
-        progress=progress.sampling(len(ids), f"{recipe.objective.upper()} step {step + 1}, rollouts"),
-    )
-    guards.begins_once(rollouts, lm)
-    score(rollouts)
-    return rollouts
+    places = loop.team.own(len(ids), recipe.answers)
+    said = progress.sampling(len(places), f"{recipe.objective.upper()} step {step + 1}, rollouts")
+    with loop.team.together():
+        own = collect(
+            lm,
+            [chosen[i] for i in places],
+            [ids[i] for i in places],
+            seed=recipe.seed,
+            max_new_tokens=recipe.max_new_tokens,
+            capture=score.capture,
+            progress=said if loop.team.main else None,
+        )
+        guards.begins_once(own, lm)
+        score(own)
+        for rollout in own:
+            rollout.score -= offsets.get(key(rollout.prompt.messages), 0.0)
+        added(rules, own)
+    return everybodys(own, places, chosen, loop.team)
 
 
 def _step_prompts(prompts: Sequence[Prompt], recipe: Recipe, step: int) -> tuple[list[Prompt], list[str]]:
@@ -191,51 +213,25 @@ def _learn(loop: _Loop, parts: Sequence[Minibatch], recipe: Recipe, step: int, e
             item = parts[index]
             logprobs, values = loop.hydra(item.batch)
             if epoch == 0 and place == 0:
-                guards.ratio_is_one(logprobs, item.old.logprobs)
-            mask = _mask(item, recipe, eos)
-            policy_loss = _policy_loss(item.batch.unflatten(logprobs), item, mask, recipe)
-            value_loss = _value_loss(item.batch.unflatten(values), item, mask, recipe)
-            warming = step < recipe.critic_warmup or (recipe.critic_gate and float(value_loss.detach()) > 1)
+                with loop.team.together():
+                    guards.ratio_is_one(logprobs, item.old.logprobs)
+            policy_loss, value_loss = objectives.own_part(logprobs, values, item, recipe, eos)
+            whole = loop.team.total(torch.stack([policy_loss, value_loss]).detach()).tolist()
+            found = dict(zip(totals, whole, strict=True))
+            warming = step < recipe.critic_warmup or (recipe.critic_gate and found["value_loss"] > 1)
+            guards.finite(found["value_loss"] if warming else sum(found.values()), step)
             loss = value_loss if warming else policy_loss + value_loss
-            guards.finite(loss, step)
-            loop.accelerator.backward(loss)
+            if warming and loop.team.size > 1:
+                loss = loss + 0.0 * policy_loss  # all wait until every weight has a gradient
+            loop.accelerator.backward(loop.team.size * loss)  # gradients are averaged over the processes
             loop.accelerator.clip_grad_norm_(loop.hydra.parameters(), 1.0)
             if warming:
                 for weight in loop.plain.learning()[0]:
                     weight.grad = None
             loop.optimizer.step()
             loop.optimizer.zero_grad()
-            totals["policy_loss"] += float(policy_loss.detach())
-            totals["value_loss"] += float(value_loss.detach())
+            totals = {name: totals[name] + value for name, value in found.items()}
     return {key: value / (recipe.epochs * len(parts)) for key, value in totals.items()}
-
-
-def _mask(item: Minibatch, recipe: Recipe, eos: int) -> Tensor:
-    """The tokens that are learned from, ``[rows, longest answer]``, 0 or 1."""
-    if not recipe.hide_eos:
-        return item.batch.mask.float()
-    return (item.batch.mask & (item.batch.unflatten(item.batch.targets) != eos)).float()
-
-
-def _policy_loss(logprobs: Tensor, item: Minibatch, mask: Tensor, recipe: Recipe) -> Tensor:
-    old, reference = item.batch.unflatten(item.old.logprobs), item.batch.unflatten(item.old.reference)
-    if recipe.objective == "apa":
-        anchor = reference if recipe.anchor == "initial" else old
-        return losses.apa(logprobs, anchor, item.advantages, mask, lam=recipe.lam)
-    if recipe.objective == "ppo":
-        return losses.ppo(logprobs, old, item.advantages, mask, clip=recipe.clip)
-    before = ((old - reference) * mask).sum(1)
-    if recipe.objective == "rloo":
-        rewards = (item.scores - item.kl * before).view(-1, recipe.answers)
-        moved = ((logprobs - old) * mask).sum(1).view_as(rewards)
-        return losses.rloo(moved, torch.zeros_like(moved), rewards, clip=recipe.clip)
-    pairs = [x.view(-1, 2) for x in (((logprobs - reference) * mask).sum(1), before, item.scores)]
-    return losses.p3o(*pairs, kl_coef=item.kl, clip=recipe.clip, clipping=recipe.clipping)
-
-
-def _value_loss(values: Tensor, item: Minibatch, mask: Tensor, recipe: Recipe) -> Tensor:
-    old, known = item.batch.unflatten(item.old.values), item.foreseen
-    return losses.value(values + known, old + known, item.returns, mask, clip=recipe.value_clip)
 
 
 def _name(lm: LM, prompts: Sequence[Prompt], recipe: Recipe, rules: Mapping[str, tuple[float, Rule]]) -> str:
@@ -258,8 +254,13 @@ def _save(path: Path, loop: _Loop, run: str) -> None:
 
 
 def _restore(path: Path | None, loop: _Loop, run: str) -> int:
-    if path is None or not path.exists():
-        return 0
+    with loop.team.together():
+        if path is not None and path.exists():
+            _load(path, loop, run)
+    return loop.team.agreed(len(loop.history), path)
+
+
+def _load(path: Path, loop: _Loop, run: str) -> None:
     state = torch.load(path, weights_only=True)
     if state.get("run") != run:
         raise TuningError(
@@ -269,4 +270,3 @@ def _restore(path: Path | None, loop: _Loop, run: str) -> int:
     loop.optimizer.load_state_dict(state["optimizer"])
     kept = state["loop"]
     loop.history, loop.kl, loop.scale = kept["history"], kept["kl"], Scale(**kept["scale"])
-    return len(loop.history)

@@ -163,16 +163,16 @@ def test_rewards_that_teach_nothing_are_refused(lm: LM) -> None:
 
 def test_the_sampler_and_the_trainer_agree_to_rounding(lm: LM) -> None:
     rollouts, hydra = roll(lm), Hydra(lm, "last:1")
-    assert experience.sampler_gap(rollouts, experience.minibatches(hydra, rollouts, RECIPE, UNIT), RECIPE) < 1e-5
+    assert experience.sampler_gap(rollouts, experience.minibatches(hydra, rollouts, RECIPE, UNIT)) < 1e-5
     for rollout in rollouts:
         rollout.sample.logprobs = [value - 0.25 for value in rollout.sample.logprobs]
-    gap = experience.sampler_gap(rollouts, experience.minibatches(hydra, rollouts, RECIPE, UNIT), RECIPE)
+    gap = experience.sampler_gap(rollouts, experience.minibatches(hydra, rollouts, RECIPE, UNIT))
     assert gap == pytest.approx(0.25, abs=1e-5)
 
 
 def test_a_step_is_summed_up_by_hand(lm: LM) -> None:
     rollouts = roll(lm)
-    found = experience.summary(rollouts, experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT), RECIPE)
+    found = experience.summary(rollouts, experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT))
     lengths = [len(rollout.sample.ids) for rollout in rollouts]
     assert found["length"] == pytest.approx(sum(lengths) / 10)
     assert found["reward"] == pytest.approx(0.15)
