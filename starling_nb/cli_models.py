@@ -108,6 +108,8 @@ def tune(
     with asked as connected:
         added = weighted(rules or (), connected)
         done = running.run(running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added))
+    if done is None:  # the main process speaks for all
+        return
     typer.echo(done.table.to_string(index=False))
     for name, (_, rule) in added.items():
         if isinstance(rule, BatchRule):

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import os
 import shutil
 import zipfile
 from collections.abc import Collection, Sequence
@@ -125,7 +126,7 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
             "Give a folder with config.json, tokenizer.json and safetensors weights, or a hub id while the network "
             "and huggingface.co can be reached."
         ) from error
-    model = model.to("cuda" if torch.cuda.is_available() else "cpu")
+    model = model.to(device())
     return LM(model.eval().requires_grad_(False), ChatFormat(tokenizer, template), name)
 
 
@@ -140,6 +141,11 @@ def read_tokenizer(source: str | Path) -> Any:
     told = Path(source) / "tokenizer_config.json"
     plain = told.exists() and files.read_json(told).get("tokenizer_class") in PLAIN_TOKENIZERS
     return (PreTrainedTokenizerFast if plain else AutoTokenizer).from_pretrained(source)
+
+
+def device() -> str:
+    """Where models go: onto the GPU of this process (``accelerate launch`` counts them) where there is one."""
+    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
 
 
 def native_dtype() -> torch.dtype:

@@ -27,7 +27,7 @@ def environment() -> dict[str, str]:
     return os.environ | {
         "PYTHONPATH": paths,
         "OMP_NUM_THREADS": "1",
-        "ACCELERATE_USE_CPU": "true",
+        "CUDA_VISIBLE_DEVICES": "",
         progress.HEADLESS: "1",
     }
 
@@ -54,6 +54,23 @@ def run(script: Path, folder: Path, *words: str, n: int = 2) -> None:
             process.kill()
             process.wait()
     assert [process.returncode for process in started] == [0] * n, "\n".join(told)
+
+
+def launch(*words: str, n: int = 2) -> str:
+    """What ``n`` processes of a ``starling-nb`` command print, as torchrun starts them."""
+    line = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        str(n),
+        "--master_port",
+        str(free_port()),
+    ]
+    line += ["-m", "starling_nb", *words]
+    done = subprocess.run(line, env=environment(), capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
 def keep(found: Any) -> None:

@@ -95,3 +95,12 @@ def test_the_embedded_model_says_what_it_always_says() -> None:
     assert found.logprobs == pytest.approx(
         torch.log_softmax(logits, -1)[torch.arange(len(GOLDEN)), torch.tensor(GOLDEN)].tolist(), abs=1e-4
     )
+
+
+def test_every_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert models.device() == "cpu"
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert models.device() == "cuda:0"
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    assert models.device() == "cuda:3"

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import PartialState
 
 from starling_nb import files, models
 from starling_nb.errors import StarlingError
@@ -56,8 +57,11 @@ class Done:
     warnings: list[str]
 
 
-def run(plan: Plan) -> Done:
+def run(plan: Plan) -> Done | None:
     """Tune on the training prompts of a file, measure on its test prompts, write ``<out>/policy``.
+
+    Under ``accelerate launch`` or ``torchrun`` the processes share the tuning; the main one measures and writes, the
+    others return None.
 
     A broken-off run goes on from ``<out>/tuning.pt`` when it is started again. ``<out>/policy`` is a whole model for
     ``transformers``, ``<out>/policy.safetensors`` the tuned blocks alone, ``<out>/curve.csv`` one row a step and
@@ -66,7 +70,9 @@ def run(plan: Plan) -> Done:
     Raises:
         StarlingError: the file leaves nothing to train or to test on, or as :func:`starling_nb.policy.tuning.tune`.
     """
-    lm = models.load(plan.base, dtype=plan.dtype)
+    processes = PartialState(cpu=models.device() == "cpu")
+    with processes.main_process_first():  # it may have to fetch and convert the model
+        lm = models.load(plan.base, dtype=plan.dtype)
     reward = RewardModel.from_pretrained(plan.reward, dtype=lm.dtype)
     parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
     for prompt in making.prompts(plan.data):
@@ -75,10 +81,12 @@ def run(plan: Plan) -> Done:
         if not parts[part]:
             raise StarlingError(f"{plan.data} leaves no prompt to {part} on: give more prompts")
     test = parts["test"][: plan.held_out]
-    start = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
+    start = LM(copy.deepcopy(lm.model), lm.chat, lm.name) if processes.is_main_process else None
     said = named(plan.recipe.objective.upper())
     kept = plan.out / "tuning.pt"
     tuned = tuning.tune(lm, reward, parts["train"], plan.recipe, rules=plan.rules, checkpoint=kept, report=said)
+    if start is None:
+        return None
     table = _table(tuned.hydra, start, lm, reward, test, plan.recipe)
     checkpoint.save(tuned.hydra, plan.out / "policy.safetensors", lm.name)
     lm.model.save_pretrained(plan.out / "policy")

@@ -1,8 +1,8 @@
 """How several processes share one run of tuning: each its own prompts, all the same decisions.
 
-Under ``accelerate launch`` every process keeps the trunk states of the answers that it sampled and learns from those.
-Everything small (tokens, scores, sums) is told to all, so that whatever is decided from a step's answers is decided
-alike everywhere. One process alone is the same code, with nothing to tell.
+Under ``accelerate launch`` or ``torchrun`` every process keeps the trunk states of the answers that it sampled and
+learns from those. Everything small (tokens, scores, sums) is told to all, so that whatever is decided from a step's
+answers is decided alike everywhere. One process alone is the same code, with nothing to tell.
 """
 
 from __future__ import annotations

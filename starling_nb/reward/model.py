@@ -15,7 +15,7 @@ import pandas as pd
 import torch
 from torch import Tensor, nn
 
-from starling_nb import files
+from starling_nb import files, models
 from starling_nb.blocks import run_blocks
 from starling_nb.chat import ChatFormat, Encoded, Message
 from starling_nb.reward.layout import RELEASED, RewardError, find, load, read_tokenizer
@@ -272,7 +272,7 @@ class RewardModel(nn.Module):
         notes = files.read_json(folder / "starling.json") if (folder / "starling.json").exists() else {}
         if not isinstance(notes, dict):
             raise RewardError(f"{folder / 'starling.json'} holds no notes: restore it, or remove it")
-        transformer, head = load(folder, dtype, "cuda" if torch.cuda.is_available() else "cpu")
+        transformer, head = load(folder, dtype, models.device())
         named = RELEASED in (getattr(transformer.config, "architectures", None) or [])
         template = template or notes.get("template") or ("llama2" if named else "own")
         chat = ChatFormat(read_tokenizer(folder, tokenizer), template)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import processes
 import pytest
 import torch
 
+import processes
 import toy
 from starling_nb import losses
 from starling_nb.policy import c_rlft, experience, offline, sharing, tuning

@@ -11,8 +11,10 @@ from typing import Any, ClassVar
 import pandas as pd
 import pytest
 import torch
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
+import processes
 import toy
 from starling_nb import models
 from starling_nb.cli import app
@@ -61,10 +63,14 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def line(folder: Path, *words: Any, settings: list[str] = QUICK, out: str = "out") -> list[str]:
+    told = ["tune", folder / "prompts.jsonl", "--reward", folder / "reward", "--out", folder / out]
+    told += ["--base", folder / "base", *words, *(word for text in settings for word in ("--set", text))]
+    return [str(word) for word in told]
+
+
 def call(folder: Path, *words: Any, settings: list[str] = QUICK) -> Any:
-    line = ["tune", folder / "prompts.jsonl", "--reward", folder / "reward", "--out", folder / "out"]
-    line += ["--base", folder / "base", *words, *(word for text in settings for word in ("--set", text))]
-    return CliRunner().invoke(app, [str(word) for word in line])
+    return CliRunner().invoke(app, line(folder, *words, settings=settings))
 
 
 def test_from_prompts_and_a_reward_to_a_policy(folder: Path) -> None:
@@ -84,6 +90,21 @@ def test_from_prompts_and_a_reward_to_a_policy(folder: Path) -> None:
     changed = toy.changed(toy.weights(start.model), whole.model)
     assert changed
     assert all(name.startswith(("model.layers.1.", "model.layers.2.", "model.norm.")) for name in changed)
+
+
+def test_two_processes_leave_what_one_does(folder: Path) -> None:
+    words = ["--objective", "rloo"]
+    assert call(folder, *words).exit_code == 0
+    told = processes.launch(*line(folder, *words, out="two"))
+    assert told.splitlines()[-1] == str(folder / "two" / "policy")
+    assert told.count("reward") == 1  # one of them speaks
+    for name in ("curve.csv", "evaluation.csv"):
+        alone, shared = (pd.read_csv(folder / out / name) for out in ("out", "two"))
+        pd.testing.assert_frame_equal(alone, shared, rtol=1e-4, atol=1e-5)
+    ours, theirs = (load_file(folder / out / "policy.safetensors") for out in ("out", "two"))
+    assert ours.keys() == theirs.keys()
+    for name, value in ours.items():
+        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=2e-5)
 
 
 def test_a_finished_run_is_not_run_again_and_another_one_is_not_taken_for_it(folder: Path) -> None:

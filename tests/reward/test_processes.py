@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import processes
 import pytest
 import torch
 
+import processes
 import toy
 from starling_nb.reward import scoring, training
 from starling_nb.reward.training import Recipe
