@@ -6,7 +6,7 @@ its oddities included; :func:`switches` sets them side by side.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -89,6 +89,15 @@ class Recipe:
         """What the authors' APA script and its fork of trlx did; sizes of a run are the caller's."""
         return cls(**{name: value for name, value, _ in PUBLISHED} | changes)
 
+    @classmethod
+    def of(cls, p: Any) -> Recipe:
+        """The recipe named ``p.recipe`` with every switch that is also a parameter of the stage.
+
+        Raises:
+            TuningError: an unknown name, or numbers that do not go together.
+        """
+        return named(p.recipe, {one.name: getattr(p, one.name) for one in fields(cls) if hasattr(p, one.name)})
+
     @property
     def quirks(self) -> list[str]:
         """Oddities of the published code that this recipe asks for; guards warn of these and stop at all others."""
@@ -134,7 +143,15 @@ def made(name: str, objective: str, settings: Sequence[str] = ()) -> Recipe:
     Raises:
         TuningError: an unknown name, objective or switch, or a value of another kind; the message says which there are.
     """
-    changes = parsed([f"objective={objective}", *settings])
+    return named(name, parsed([f"objective={objective}", *settings]))
+
+
+def named(name: str, changes: Mapping[str, Any]) -> Recipe:
+    """The recipe ``corrected`` or ``published`` with some switches set otherwise.
+
+    Raises:
+        TuningError: an unknown name, or numbers that do not go together.
+    """
     if name not in ("corrected", "published"):
         raise TuningError(f"unknown recipe {name!r}: choose corrected or published")
     return Recipe.published(**changes) if name == "published" else Recipe(**changes)

@@ -125,6 +125,18 @@ class RewardTraining(Common):
 class PolicyTuning(Common):
     """04: a chat model from a reward model."""
 
+    base: str
+    """Start model: smollm2-135m, a folder or a hub id."""
+    template: str
+    """How the start model writes conversations: own, openchat, llama2 or yi."""
+    reward: str
+    """Reward model: a folder or a hub id; empty means that of notebook 03."""
+    reward_tokenizer: str
+    """Folder or hub id of the reward model's tokenizer where it has none beside it, or empty."""
+    real_prompts: str
+    """File of training prompts as starling-nb prompts writes it; empty means the embedded ones."""
+    recipe: str
+    """Setting of all switches that are no parameter here: corrected, or published with its oddities."""
     steps: int
     """Steps of APA, each one set of rollouts."""
     short_steps: int
@@ -163,6 +175,10 @@ class PolicyTuning(Common):
 class Evaluation(Common):
     """05: what came of it."""
 
+    base: str
+    """Start model, the one of notebook 04."""
+    template: str
+    """How the start model writes conversations: own, openchat, llama2 or yi."""
     n_questions: int
     """Two-turn questions."""
     n_instructions: int
