@@ -63,6 +63,8 @@ def run_arms(
     frames, resumed = [], 0
     for method in ONLINE:
         steps = recipe.steps if method == "apa" else short_steps
+        if not steps:
+            continue
         own = replace(recipe, objective=method, steps=steps)
         fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
         tuned = tuning.tune(
