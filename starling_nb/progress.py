@@ -122,17 +122,25 @@ class Tail:
     _first: dict[str, tuple[float, int]] = field(default_factory=dict)
     _latest: dict[str, Any] | None = None
 
+    def new(self) -> list[dict[str, Any]]:
+        """The records (``desc``, ``step``, ``total``, ``rates``) that were written since the last look."""
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as stream:
+            stream.seek(self._offset)
+            block = stream.read()
+        whole = block[: block.rfind(b"\n") + 1]
+        self._offset += len(whole)
+        found = []
+        for line in whole.splitlines():
+            with contextlib.suppress(ValueError):  # two processes may have written into one line
+                found.append(json.loads(line))
+        return found
+
     def read(self) -> str | None:
         """The newest line as text (``sampling 120/400 30 % · 240 tokens/s · 1:23 left``), or None."""
-        if self.path.exists():
-            with self.path.open("rb") as stream:
-                stream.seek(self._offset)
-                block = stream.read()
-            whole = block[: block.rfind(b"\n") + 1]
-            self._offset += len(whole)
-            for line in whole.splitlines():
-                with contextlib.suppress(ValueError):  # two processes may have written into one line
-                    self._take(json.loads(line))
+        for record in self.new():
+            self._take(record)
         return self._text(self._latest) if self._latest else None
 
     def _take(self, record: dict[str, Any]) -> None:

@@ -174,6 +174,15 @@ def parsed(settings: Sequence[str]) -> dict[str, Any]:
     return found
 
 
+def written(recipe: Recipe, name: str) -> list[str]:
+    """The switches (``lam=0.5``) in which a recipe is not the one of this name, the objective apart; :func:`made` reads
+    them.
+    """
+    usual = named(name, {})
+    switches = [one.name for one in fields(Recipe) if one.name != "objective"]
+    return [f"{one}={getattr(recipe, one)}" for one in switches if getattr(recipe, one) != getattr(usual, one)]
+
+
 def _value(switch: str, text: str) -> Any:
     kinds = get_type_hints(Recipe)
     if switch not in kinds:

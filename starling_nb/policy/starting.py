@@ -15,7 +15,7 @@ from starling_nb.reward import RewardModel
 
 def reward_model(p: Any, own: Path, dtype: torch.dtype) -> RewardModel:
     """The reward model that the parameters ``p`` of the stage name, else the one in the folder ``own``."""
-    return RewardModel.from_pretrained(p.reward or own, dtype=dtype, tokenizer=p.reward_tokenizer or None)
+    return RewardModel.from_pretrained(p.reward or own, dtype=dtype)
 
 
 def training_prompts(path: Path | None) -> list[Any]:

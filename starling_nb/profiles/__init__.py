@@ -131,8 +131,6 @@ class PolicyTuning(Common):
     """How the start model writes conversations: own, openchat, llama2 or yi."""
     reward: str
     """Reward model: a folder or a hub id; empty means that of notebook 03."""
-    reward_tokenizer: str
-    """Folder or hub id of the reward model's tokenizer where it has none beside it, or empty."""
     real_prompts: str
     """File of training prompts as starling-nb prompts writes it; empty means the embedded ones."""
     recipe: str

@@ -29,6 +29,8 @@ FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
 """Decoders that are run block by block as they would be run whole; others scale or mix states in ways of their own."""
 RELEASED = "LLMForSequenceRegression"
 """The class that the config of Starling-RM-7B-alpha names; no release of transformers has it."""
+RELEASED_TOKENIZER = "meta-llama/Llama-2-7b-chat-hf"
+"""Starling-RM-7B-alpha comes without a tokenizer; its card reads with this one."""
 LLAMA_FIELDS = (
     "hidden_size",
     "intermediate_size",
@@ -145,17 +147,19 @@ def read_config(folder: Path) -> Any:
     return CONFIG_MAPPING[kind or "llama"].from_dict(fields)
 
 
-def read_tokenizer(folder: Path, given: str | Path | None = None) -> Any:
-    """The tokenizer that is given, a folder or a hub id, else the one of the folder.
+def read_tokenizer(folder: Path, given: str | Path | None = None, usual: str | None = None) -> Any:
+    """The tokenizer that is given, a folder or a hub id, else the one of the folder, else the ``usual`` one.
 
     Raises:
         RewardError: there is none, or it cannot be read.
     """
     if given is None and not any((folder / name).exists() for name in TOKENIZER_FILES):
-        raise RewardError(
-            f"{folder} has no tokenizer: pass tokenizer=, a folder or a hub id (for Starling-RM-7B-alpha "
-            "meta-llama/Llama-2-7b-chat-hf)"
-        )
+        given = usual
+        if given is None:
+            raise RewardError(
+                f"{folder} has no tokenizer: pass tokenizer=, a folder or a hub id (for Starling-RM-7B-alpha "
+                f"{RELEASED_TOKENIZER})"
+            )
     source = folder if given is None else given
     try:
         return models.read_tokenizer(source)

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from starling_nb import files, models
 from starling_nb.blocks import run_blocks
 from starling_nb.chat import ChatFormat, Encoded, Message
-from starling_nb.reward.layout import RELEASED, RewardError, find, load, read_tokenizer
+from starling_nb.reward.layout import RELEASED, RELEASED_TOKENIZER, RewardError, find, load, read_tokenizer
 from starling_nb.reward.packing import READOUTS
 from starling_nb.reward.reading import COLUMN, PUBLISHED, Values, batches, cut, padded
 from starling_nb.reward.saving import replacing, write_weights
@@ -259,8 +259,8 @@ class RewardModel(nn.Module):
             dtype: of the decoder; the head stays float32.
             template: how this model reads conversations; by default what the folder's own notes say, else
                 ``"llama2"`` where the config is that of Starling-RM-7B-alpha, else the tokenizer's template.
-            tokenizer: folder or hub id of the tokenizer, where the model's folder has none (Starling-RM-7B-alpha
-                reads with that of ``meta-llama/Llama-2-7b-chat-hf``).
+            tokenizer: folder or hub id of the tokenizer, where the model's folder has none; by default
+                ``meta-llama/Llama-2-7b-chat-hf`` where the config is that of Starling-RM-7B-alpha.
             readout: as the notes say, else ``"last_token"``.
             column: as the notes say, else 2048.
             revision: branch, tag or commit on the hub.
@@ -275,6 +275,6 @@ class RewardModel(nn.Module):
         transformer, head = load(folder, dtype, models.device())
         named = RELEASED in (getattr(transformer.config, "architectures", None) or [])
         template = template or notes.get("template") or ("llama2" if named else "own")
-        chat = ChatFormat(read_tokenizer(folder, tokenizer), template)
+        chat = ChatFormat(read_tokenizer(folder, tokenizer, RELEASED_TOKENIZER if named else None), template)
         readout, column = readout or notes.get("readout", "last_token"), column or notes.get("column", COLUMN)
         return cls(transformer.eval().requires_grad_(False), chat, head, readout, column).eval()

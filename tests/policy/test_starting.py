@@ -75,11 +75,8 @@ def test_a_reward_model_of_one_s_own_takes_the_place_of_notebook_03_s(tmp_path: 
     for name, seed in {"own": 0, "other": 1}.items():
         head = torch.randn(1, 32, generator=torch.Generator().manual_seed(seed))
         RewardModel(toy.lm().model.model, lm.chat, head).save_pretrained(tmp_path / name, {"base": "toy"})
-    lm.chat.tokenizer.save_pretrained(tmp_path / "words")
-    for path in (tmp_path / "other").glob("tokenizer*"):
-        path.unlink()
     p = parameters("laptop")
     conversation = [[*toy.user("why?"), {"role": "assistant", "content": "because"}]]
-    other = replace(p, reward=str(tmp_path / "other"), reward_tokenizer=str(tmp_path / "words"))
+    other = replace(p, reward=str(tmp_path / "other"))
     scores = [starting.reward_model(one, tmp_path / "own", torch.float32).score(conversation) for one in (p, other)]
     assert scores[0] == RewardModel.from_pretrained(tmp_path / "own").score(conversation) != scores[1]

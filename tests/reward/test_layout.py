@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, Qwen3Config
 
 import toy
+from starling_nb import models
 from starling_nb.chat import Message
 from starling_nb.errors import StarlingError
 from starling_nb.reward import RewardError, RewardModel, layout, saving
@@ -138,6 +139,21 @@ def test_a_folder_without_tokenizer_takes_another_s(tmp_path: Path) -> None:
     assert same(RewardModel.from_pretrained(folder, tokenizer=words), reward)
     with pytest.raises(RewardError, match="gives no tokenizer"):
         RewardModel.from_pretrained(folder, tokenizer=tmp_path)
+
+
+def test_the_released_model_which_has_no_tokenizer_reads_with_llama_2_s(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reward, asked = model(), []
+    folder = bare(reward, tmp_path / "rm")
+    save_file(spelled(reward, "transformer."), folder / "model.safetensors")
+    for path in folder.glob("*"):
+        if path.name not in ("config.json", "model.safetensors"):
+            path.unlink()
+    change_config(folder, architectures=["LLMForSequenceRegression"])
+    monkeypatch.setattr(models, "read_tokenizer", lambda source: asked.append(source) or reward.chat.tokenizer)
+    assert RewardModel.from_pretrained(folder).chat.template == "llama2"
+    assert asked == ["meta-llama/Llama-2-7b-chat-hf"]
 
 
 @pytest.mark.parametrize("index", [True, False])
