@@ -128,13 +128,20 @@ def plan(
     price: Annotated[float | None, typer.Option(help="Dollars an hour and card.")] = None,
     trainable: Annotated[str, typer.Option(help="last:k, blocks:a-b, lora:r or full.")] = "last:4",
     rows: Annotated[int, typer.Option(min=1, help="Answers a card samples before it learns from them.")] = 64,
-    together: Annotated[int, typer.Option(min=1, help="Sequences at a time on a card.")] = 4,
+    together: Annotated[int, typer.Option(min=1, help="Sequences that a card learns from at a time.")] = 4,
+    flight: Annotated[int, typer.Option(min=1, help="Answers that a card samples at a time.")] = 64,
     updates: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 10_000,
 ) -> None:
     """Say what tuning at the published size takes: memory a card, time, money; refuse what does not fit."""
     from starling_nb.policy import plan as planning
 
     run = planning.Run(
-        trainable=trainable, ranks=cards, reward_cards=reward_cards, rows=rows, together=together, updates=updates
+        trainable=trainable,
+        ranks=cards,
+        reward_cards=reward_cards,
+        rows=rows,
+        together=together,
+        flight=flight,
+        updates=updates,
     )
     typer.echo(planning.told(run, planning.card(card, memory, price)))

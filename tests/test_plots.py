@@ -66,12 +66,26 @@ def cured(*judges: str) -> pd.DataFrame:
     return pd.concat([part.assign(judge=judge) for judge in judges], ignore_index=True)
 
 
+HELD = {"small": 1.0, "large": 5.0}
+PHASES = ["sampling", "update"]
+
+
+def timed() -> pd.DataFrame:
+    return table(profile=["small", "large"], sampling=[3.0, 0.1], update=[1.0, 9.9], hours=[0.5, 2.0], dollars=[0, 40])
+
+
 def figures() -> dict[str, Figure]:
     effects = table(position=[0, 1], effect=[0.3, -0.3], low=[0.1, -0.5], high=[0.5, -0.1])
     ranks = effects.rename(columns={"effect": "mean_rank"}) + 1
     grid = table(method=["K", "pairs"] * 2, metric=["acc"] * 2 + ["tau"] * 2, value=[0.7, 0.6, 0.4, 0.3])
+    held = table(
+        component=["policy", "reward", "cache", "gradients"], when=["always", "always", "sampling", "learning"]
+    )
+    held = pd.concat([held.assign(profile=name, gigabytes=[4.0, 3.0, 2.0, size]) for name, size in HELD.items()])
     parts = table(part=["facts", "form"] * 2, when=["before"] * 2 + ["after"] * 2, value=[4.0, 5.0, 6.0, 5.5])
     return {
+        "held": plots.memory_plan(held, {"small": 80.0, "large": 14.0}),
+        "timed": plots.phase_plan(timed(), PHASES),
         "four": plots.four_panels(SHARES, "real logs"),
         "effects": plots.position_effects({"naive": effects}),
         "placements": plots.placements({"a": cells(7), "b": cells(7)}, "simulated"),
@@ -221,6 +235,23 @@ def test_our_rows_are_set_apart_from_published_ones(drawn: dict[str, Figure]) ->
     assert mmlu[0] == "–"
     assert mmlu[-1] == "–"
     assert mmlu[2] == "63.9"
+
+
+def test_a_plan_of_memory_adds_up_each_phase_and_marks_the_card(drawn: dict[str, Figure]) -> None:
+    small, large = drawn["held"].axes
+    assert [text.get_text() for text in small.texts] == ["9 GB", "8 GB"]
+    assert [text.get_text() for text in large.texts] == ["9 GB", "12 GB"]
+    assert ([len(ax.lines) for ax in (small, large)], large.lines[0].get_xdata()[0]) == ([0, 1], 14.0)
+    assert 9 < small.get_xlim()[1] < 20
+    reward = [bar for bar in large.patches if bar.get_width() == 3]
+    assert [bar.get_x() for bar in reward] == [4, 4]
+
+
+def test_a_plan_of_time_is_shares_with_the_whole_beside_them(drawn: dict[str, Figure]) -> None:
+    (ax,) = drawn["timed"].axes
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx([75, 1, 25, 99])
+    told = [text.get_text() for text in ax.texts]
+    assert told == ["75 %", "25 %", "99 %", "4 s a set, 0.5 h in all", "10 s a set, 2.0 h in all, $40"]
 
 
 def test_models_are_sorted_best_first(drawn: dict[str, Figure]) -> None:

@@ -16,6 +16,7 @@ from starling_nb.plots.positions import (
     position_effects,
 )
 from starling_nb.plots.results import composition, mean_rank_by_model, radar, results_table
+from starling_nb.plots.scaling import memory_plan, phase_plan
 from starling_nb.plots.style import PlotError, save, styled
 from starling_nb.plots.training import accuracy_table, before_after, lines, loss_curves, training_curves
 
@@ -32,6 +33,8 @@ __all__ = [
     "loss_curves",
     "mean_rank_by_model",
     "mean_rank_by_position",
+    "memory_plan",
+    "phase_plan",
     "placements",
     "position_effects",
     "radar",

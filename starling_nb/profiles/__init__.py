@@ -193,6 +193,28 @@ class Evaluation(Common):
     """Cap on an answer, tokens."""
 
 
+@dataclass(frozen=True)
+class ScalingOut(Common):
+    """07: what the published run takes, and how it is started."""
+
+    planned: list
+    """Profiles whose run of stage 04 is planned, smallest first."""
+    ranks: int
+    """Cards that train in this profile's run."""
+    reward_cards: int
+    """Cards that serve the reward model in this profile's run; 0: it lies beside the policy."""
+    card: str
+    """Card of this profile's run: here (the machine at hand), a100 or h100."""
+    config: str
+    """How accelerate spreads this profile's run: single, ddp, fsdp2, zero1, zero2 or zero3."""
+    rows: int
+    """Answers sampled to measure this machine's speed, and in a step of the training that is launched here."""
+    max_new_tokens: int
+    """Cap on an answer in what is measured and launched here, tokens."""
+    launched_steps: int
+    """Steps of the training that is launched here."""
+
+
 STAGES: dict[str, type[Common]] = {
     "00_start_here": StartHere,
     "01_dataset_construction": DatasetConstruction,
@@ -200,6 +222,7 @@ STAGES: dict[str, type[Common]] = {
     "03_reward_training": RewardTraining,
     "04_policy_tuning": PolicyTuning,
     "05_evaluation": Evaluation,
+    "07_scaling_out": ScalingOut,
 }
 
 COMMON = tuple(field.name for field in fields(Common))

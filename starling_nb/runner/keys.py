@@ -149,6 +149,8 @@ def components(
     beside = [
         path for folder in folders for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc")
     ]
+    if planned := parameters.get("planned"):  # such a stage shows what other profiles say
+        beside += [path for name in ("laptop", *planned) if (path := package / "profiles" / f"{name}.toml").exists()]
     real = {name: existing(name, value) for name, value in parameters.items() if name.startswith("real_") and value}
     return {
         "code": files.hash_value(list(book.code)),

@@ -91,6 +91,16 @@ def test_the_key_changes_with_code_modules_data_and_parameters(package: Path, tm
     assert keys.key_of("00_a", before) != keys.key_of("00_a", parts(package, tmp_path))
 
 
+def test_a_stage_that_plans_other_profiles_depends_on_what_they_say(package: Path, tmp_path: Path) -> None:
+    (package / "profiles").mkdir(exist_ok=True)
+    (package / "profiles" / "laptop.toml").write_text("a = 1")
+    (package / "profiles" / "paper.toml").write_text("a = 1")
+    before, others = parts(package, tmp_path, planned=["paper"]), parts(package, tmp_path)
+    (package / "profiles" / "paper.toml").write_text("a = 2")
+    assert keys.differences(before, parts(package, tmp_path, planned=["paper"])) == ["profiles/paper.toml changed"]
+    assert keys.differences(others, parts(package, tmp_path)) == []
+
+
 def test_real_data_counts_by_content(package: Path, tmp_path: Path) -> None:
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "a.jsonl").write_text("1")

@@ -95,6 +95,11 @@ class Launch:
         start = [sys.executable, "-m", "accelerate.commands.launch", *self.options()]
         return [*start, "-m", "starling_nb", *self.words()]
 
+    @property
+    def configuration(self) -> str:
+        """The text of accelerate's configuration."""
+        return (FOLDER / f"{self.config}.yaml").read_text(encoding="utf-8")
+
     def shown(self) -> str:
         """The command as a user would type it in the project's folder, an option a line."""
         words = ["accelerate launch", *self.options(), "-m starling_nb", *self.words()]
