@@ -22,7 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from benchmarks import records, storm, synthetic
+from benchmarks import records, storm, synthetic, turns
 from starling_nb import files
 from starling_nb.judge import Batches, Judge
 from starling_nb.judge.ledger import Ledger, key
@@ -73,7 +73,7 @@ def run(path: str, kills: int, n: int, seed: int = 0) -> dict[str, Any]:
             while struck < kills:
                 before = len(listener.asked)
                 with _child(url, folder / "out", path, n) as child:
-                    alive = _survives(child, float(draw.uniform(0.3, 1.0)) * longest)
+                    alive = turns.survives(child, float(draw.uniform(0.3, 1.0)) * longest)
                 struck += not alive
                 repeated += sum(asked in committed for asked in listener.asked[before:])
                 committed = _committed(folder / "out" / "ledger.sqlite")
@@ -103,16 +103,6 @@ def _child(url: str, out: Path, path: str, n: int) -> Iterator[subprocess.Popen[
     finally:
         child.kill()
         child.wait()
-
-
-def _survives(child: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether the child ends by itself within ``seconds``; it is killed if not."""
-    try:
-        assert child.wait(seconds) == 0
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.wait() == 0
-    return True
 
 
 def _committed(path: Path) -> set[str]:

@@ -14,10 +14,8 @@ import argparse
 import json
 import os
 import resource
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from itertools import combinations
 from pathlib import Path
@@ -27,7 +25,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks import records
+from benchmarks import records, turns
 from starling_nb import files, losses, models
 from starling_nb.blocks import run_blocks
 from starling_nb.reward import comparisons as ranked
@@ -170,9 +168,9 @@ def _trained(lm: models.LM, head: Tensor | None) -> tuple[Any, Tensor]:
     return decoder, head.to(lm.device).requires_grad_(True)
 
 
-def limit(device: torch.device, dtype: torch.dtype) -> float:
+def limit(device: torch.device, dtype: torch.dtype, side: int | None = None) -> float:
     """Floating point operations a second of one large matrix product, best of several."""
-    side = 8192 if device.type == "cuda" else 2048
+    side = side or (8192 if device.type == "cuda" else 2048)
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
     best = float("inf")
     for _ in range(6):
@@ -219,23 +217,6 @@ def child(method: str, asked: argparse.Namespace) -> None:
     )
 
 
-def rounds(asked: argparse.Namespace) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Every method in turn, ``asked.rounds`` times; TRL, far the slowest, once."""
-    names = [name for name in METHODS if not name.startswith("trl") or find_spec("trl") is not None]
-    for turn in range(asked.rounds):
-        for name in names:
-            if name.startswith("trl") and turn:
-                continue
-            line = [sys.executable, "-m", "benchmarks.packing_speed", "--child", name, "--model", asked.model]
-            line += ["--comparisons", str(asked.comparisons), "--shape", asked.shape]
-            done = subprocess.run(line, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
-            found = json.loads(done.stdout.strip().splitlines()[-1])
-            print(f"{name}: {found['seconds']:.2f} s a comparison, {found['peak_bytes'] / 1e9:.2f} GB", flush=True)
-            yield name, found
-
-
 def main() -> None:
     """Run in turn and keep the ratios."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -248,9 +229,15 @@ def main() -> None:
     if asked.child:
         child(asked.child, asked)
         return
-    runs: dict[str, list[dict[str, Any]]] = {}
-    for name, found in rounds(asked):
-        runs.setdefault(name, []).append(found)
+    names = [name for name in METHODS if not name.startswith("trl") or find_spec("trl") is not None]
+    runs = turns.in_turn(
+        "benchmarks.packing_speed",
+        names,
+        ["--model", asked.model, "--comparisons", str(asked.comparisons), "--shape", asked.shape],
+        rounds=asked.rounds,
+        say=lambda one: f"{one['seconds']:.2f} s a comparison, {one['peak_bytes'] / 1e9:.2f} GB",
+        once=[name for name in names if name.startswith("trl")],  # far the slowest
+    )
     best = {name: min(one["seconds"] for one in each) for name, each in runs.items()}
     first = runs["packed"][0]
     records.keep(

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
 import time
 from typing import Any
 
-from benchmarks import records
-from starling_nb import files
+from benchmarks import records, turns
 
 SETTINGS = {
     "no spinning": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"},
     "2,000 turns (ours)": {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"},
-    "spinning": {"OMP_WAIT_POLICY": "ACTIVE"},
+    "spinning": {"OMP_WAIT_POLICY": "ACTIVE", "GOMP_SPINCOUNT": "INFINITE"},
 }
 BUSY = [sys.executable, "-c", "import time\nend = time.time() + 600\nwhile time.time() < end: pass"]
 
@@ -43,36 +41,34 @@ def measure() -> float:
     return sum(len(item.ids) for item in found) / (time.perf_counter() - began)
 
 
-def in_turn(rounds: int, neighbours: int) -> dict[str, list[float]]:
+def beside(neighbours: int, rounds: int) -> dict[str, list[float]]:
     """Tokens a second by setting, one value a round, beside some busy processes."""
-    speeds: dict[str, list[float]] = {name: [] for name in SETTINGS}
     busy = [subprocess.Popen(BUSY) for _ in range(neighbours)]
     try:
-        for _ in range(rounds):
-            for name, setting in SETTINGS.items():
-                env = {key: value for key, value in os.environ.items() if key != "GOMP_SPINCOUNT"} | setting
-                line = [sys.executable, "-m", "benchmarks.sampling_speed", "--here"]
-                done = subprocess.run(line, env=env, check=True, capture_output=True, text=True, cwd=files.ROOT)
-                speeds[name].append(json.loads(done.stdout.splitlines()[-1]))
-                print(f"{neighbours} neighbours, {name}: {speeds[name][-1]:.0f} tokens/s", flush=True)
+        return turns.in_turn(
+            "benchmarks.sampling_speed",
+            list(SETTINGS),
+            rounds=rounds,
+            say=lambda speed: f"{speed:.0f} tokens/s beside {neighbours} busy neighbours",
+            environments=SETTINGS,
+        )
     finally:
         for process in busy:
             process.kill()
-    return speeds
 
 
 def main() -> None:
     """Measure here, or all settings in turn."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--here", action="store_true", help="measure this process and print one number")
+    parser.add_argument("--child", choices=list(SETTINGS), help="measure this process and print one number")
     asked = parser.parse_args()
-    if asked.here:
+    if asked.child:
         print(json.dumps(measure()))
         return
     found: dict[str, Any] = {}
     for neighbours in (0, 1):
-        speeds = in_turn(asked.rounds, neighbours)
+        speeds = beside(neighbours, asked.rounds)
         base = statistics.median(speeds["no spinning"])
         ratios = {name: round(statistics.median(values) / base, 2) for name, values in speeds.items()}
         found[f"{neighbours} busy neighbours"] = {"tokens_per_second": speeds, "ratio": ratios}

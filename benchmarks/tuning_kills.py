@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from benchmarks import records
+from benchmarks import records, turns
 from starling_nb import files, models
 from starling_nb.nectar import prompts
 from starling_nb.reward import RewardModel
@@ -51,13 +51,7 @@ def command(folder: Path, out: Path, steps: int) -> list[str]:
 def survives(line: Sequence[str], seconds: float) -> bool:
     """Whether a run ends by itself within ``seconds``; it is killed if not."""
     child = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        if child.wait(seconds):
-            raise SystemExit(f"a run failed: {' '.join(line)}")
-    except subprocess.TimeoutExpired:
-        child.kill()
-        return child.wait() == 0
-    return True
+    return turns.survives(child, seconds)
 
 
 def differing(one: Path, other: Path) -> list[str]:

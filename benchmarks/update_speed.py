@@ -23,8 +23,6 @@ import argparse
 import copy
 import json
 import resource
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -34,7 +32,7 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks import records
+from benchmarks import records, turns
 from starling_nb import losses, models
 from starling_nb.blocks import trunk_states
 from starling_nb.chat import ChatFormat
@@ -198,16 +196,13 @@ def main() -> None:
     if asked.child:
         child(asked.child, asked)
         return
-    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in WAYS}
-    for _ in range(asked.rounds):
-        for way in WAYS:
-            line = [sys.executable, "-m", "benchmarks.update_speed", "--child", way]
-            line += ["--epochs", str(asked.epochs), "--shape", asked.shape]
-            done = subprocess.run(line, capture_output=True, text=True, check=False)
-            if done.returncode:
-                sys.exit(f"{way} failed:\n{done.stderr[-3000:]}")
-            runs[way].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(f"{way}: {runs[way][-1]['seconds']:.2f} s, {runs[way][-1]['peak_bytes'] / 1e9:.2f} GB", flush=True)
+    runs = turns.in_turn(
+        "benchmarks.update_speed",
+        WAYS,
+        ["--epochs", str(asked.epochs), "--shape", asked.shape],
+        rounds=asked.rounds,
+        say=lambda one: f"{one['seconds']:.2f} s, {one['peak_bytes'] / 1e9:.2f} GB",
+    )
     best = {way: min(one["seconds"] for one in each) for way, each in runs.items()}
     first = runs["captured"][0]
     device = "" if first["device"] == "cpu" else "-" + first["device"].replace(" ", "-")
