@@ -6,7 +6,8 @@ are the matrix products.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -64,6 +65,23 @@ class SlabLayer(DynamicLayer):
         self._keys, self._values = self._keys[rows], self._values[rows]
         self.part = slice(0, len(rows))
 
+    def join(self, other: SlabLayer, first: int, room: int) -> None:
+        """Put another slab's rows below these, both filled up to one edge.
+
+        Positions before ``first`` are dropped here, and ``room`` more fit behind the edge.
+        """
+        n, edge = len(self._keys), max(self.used - first, other.used)
+        rows, heads, width, _ = self._keys.shape
+        keys = self._keys.new_zeros(rows + len(other._keys), heads, width, edge + room)
+        values = self._values.new_zeros(len(keys), heads, edge + room, self._values.shape[-1])
+        for part, layer, begin in ((slice(0, n), self, first), (slice(n, None), other, 0)):
+            start = edge - (layer.used - begin)
+            keys[part, ..., start:edge] = layer._keys[..., begin : layer.used]
+            values[part, :, start:edge] = layer._values[:, :, begin : layer.used]
+        self._keys, self._values = keys, values
+        self.aim(slice(0, len(keys)), 0)
+        self.used = edge
+
 
 def grouped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **kwargs: Any
@@ -96,23 +114,28 @@ AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", sdpa_mask)
 
 
-def slab_cache(model: Any, rows: int, length: int) -> tuple[Any, Callable[[], None]]:
-    """A cache of ``rows`` by ``length`` positions for ``model`` and a function that puts its attention back.
+def slab_cache(model: Any, rows: int, length: int) -> Cache:
+    """A cache of ``rows`` by ``length`` positions for ``model``, to be read by :func:`folded` attention."""
+    return Cache(layers=[SlabLayer(rows, length) for _ in range(model.config.num_hidden_layers)])
+
+
+@contextmanager
+def folded(model: Any, longest: int) -> Iterator[None]:
+    """``model`` attends by :func:`grouped_attention` within; no sequence takes more than ``longest`` positions.
 
     Raises:
-        StarlingError: the model looks back over a window shorter than ``length``, which a slab does not do.
+        StarlingError: the model looks back over a window shorter than that, which a slab does not do.
     """
     config = model.config
     window = getattr(config, "sliding_window", None)
-    if window is not None and window < length:
+    if window is not None and window < longest:
         raise StarlingError(
-            f"a prompt and its answer take up to {length} tokens, more than the sliding window of {window}: shorten "
+            f"a prompt and its answer take up to {longest} tokens, more than the sliding window of {window}: shorten "
             "the prompts or lower max_new_tokens"
         )
     before = config._attn_implementation
     config._attn_implementation = "grouped"
-
-    def restore() -> None:
+    try:
+        yield
+    finally:
         config._attn_implementation = before
-
-    return Cache(layers=[SlabLayer(rows, length) for _ in range(config.num_hidden_layers)]), restore

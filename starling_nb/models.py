@@ -238,7 +238,7 @@ def sample(
         seed: see ``ids``.
         max_new_tokens: cap on answer tokens, the end-of-turn token included.
         temperature: logits are divided by it; 0 means greedy; one for all items, or one an item.
-        batch: sequences in flight.
+        batch: sequences in flight; where some end, the next prompts take their places.
         capture: indices of decoder blocks whose input states are kept (see :class:`Sample`).
         progress: called with (sampled tokens, items done) after every decoding step.
 
@@ -251,19 +251,17 @@ def sample(
     heats = temperatures(prompts, ids, max_new_tokens, temperature, batch)
     samples = [Sample(list(prompt)) for prompt in prompts]
     order = sorted(range(len(prompts)), key=lambda i: (len(prompts[i]), list(prompts[i]), ids[i]))
-    for start in range(0, len(order), batch):
-        places = order[start : start + batch]
-        numbers = [files.rng(seed, "sample", ids[i]).random(max_new_tokens) for i in places]
-        before = sum(len(item.ids) for item in samples)
-        decode(
-            lm.model,
-            lm.chat.eos_id,
-            [samples[i] for i in places],
-            torch.from_numpy(np.stack(numbers)),
-            torch.tensor([heats[i] for i in places]),
-            capture=capture,
-            progress=None if progress is None else _counted(progress, before, start),
-        )
+    numbers = [files.rng(seed, "sample", ids[i]).random(max_new_tokens) for i in order]
+    decode(
+        lm.model,
+        lm.chat.eos_id,
+        [samples[i] for i in order],
+        torch.from_numpy(np.stack(numbers)) if numbers else torch.empty(0, max_new_tokens),
+        torch.tensor([heats[i] for i in order]),
+        rows=batch,
+        capture=capture,
+        progress=progress,
+    )
     return samples
 
 
@@ -287,8 +285,3 @@ def temperatures(
     if max_new_tokens < 1 or batch < 1 or not all(heat >= 0 for heat in heats):
         raise ModelError("sampling needs max_new_tokens and batch of at least 1 and a temperature of at least 0")
     return heats
-
-
-def _counted(progress: Progress, tokens: int, items: int) -> Progress:
-    """``progress``, told what earlier batches have done as well."""
-    return lambda sampled, finished: progress(tokens + sampled, items + finished)

@@ -1,8 +1,8 @@
-"""The decoding loop: a batch of answers drawn from exactly the distribution that is scored later.
+"""The decoding loop: answers drawn from exactly the distribution that is scored later.
 
 Prompts are padded on the left, positions are explicit, and one uniform number decides one token, so that an answer
 does not depend on its neighbours. A prompt with several answers is read once. Rows leave the batch when they have
-nothing left to do.
+nothing left to do, and the next prompts take their places.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from starling_nb.decoding import slab_cache
+from starling_nb.decoding import folded, slab_cache
 
 Progress = Callable[[int, int], None]
 
@@ -83,10 +83,11 @@ def decode(
     uniforms: Tensor,
     temperatures: Tensor,
     *,
+    rows: int = 128,
     capture: Collection[int] = (),
     progress: Progress | None = None,
 ) -> None:
-    """Fill one batch of ``samples``.
+    """Fill ``samples``, in their order, as rows come free.
 
     Args:
         model: a Hugging Face causal LM.
@@ -94,39 +95,24 @@ def decode(
         samples: answers to be filled; their prompts are given.
         uniforms: ``[samples, most answer tokens]`` in [0, 1), one number a token.
         temperatures: ``[samples]``, as for :func:`draw`.
+        rows: answers in flight, at most.
         capture: indices of the decoder blocks whose input states are kept.
-        progress: called after every step with (tokens sampled, answers finished) in this batch.
+        progress: called after every step with (tokens sampled, answers finished).
+
+    Raises:
+        StarlingError: as :func:`starling_nb.decoding.folded`.
     """
-    flight = _Flight(samples, eos, uniforms, bool(capture), model.device)
-    cache, restore = slab_cache(model, len(flight.prompts), flight.width + uniforms.shape[1] + 1)
-    caught: dict[int, Tensor] = {}
-    hooks = [_catch_inputs(model.model.layers[block], block, caught) for block in capture]
-
-    def run(tokens: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
-        """One pass over new tokens ``[rows, new]``; the last one's final hidden state, ``[rows, width]``."""
-        out = model.model(
-            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        last: Tensor = out.last_hidden_state[:, -1]
-        return last
-
+    flight = _Flight(model, eos, samples, uniforms, bool(capture))
+    hooks = [_catch_inputs(model.model.layers[block], block, flight.caught) for block in capture]
+    longest = max((len(item.prompt) for item in samples), default=0)
     try:
-        hidden = torch.cat([flight.read(part, cache, run, caught) for part in flight.parts()])[flight.owner]
-        for layer in cache.layers:
-            layer.aim(slice(0, len(samples)), 0)
-            layer.used = flight.width
-            layer.keep(flight.owner)
-        while True:
-            flight.choose(hidden, model.lm_head, temperatures)
-            if progress is not None:
-                progress(flight.sampled, flight.done)
-            flight.advance(cache)
-            if not flight.live:
-                break
-            hidden = run(flight.tokens, flight.mask, flight.positions)
-            flight.keep(caught, {index: row for row, index in enumerate(flight.live)})
+        with folded(model, longest + uniforms.shape[1] + 1):
+            while flight.admit(rows):
+                flight.choose(temperatures)
+                if progress is not None:
+                    progress(flight.sampled, flight.done)
+                flight.advance()
     finally:
-        restore()
         for hook in hooks:
             hook.remove()
     for item, states in zip(samples, flight.states, strict=True):
@@ -134,103 +120,143 @@ def decode(
 
 
 class _Flight:
-    """Samples on their way: what the next forward pass reads, ``[rows, new tokens]``, and which samples it is for.
+    """Samples on their way: those in the batch (``live``, by index) with their cache and last ``hidden`` states.
 
     A row that is captured stays until its last token, and the end-of-turn token, have passed the trunk.
     """
 
-    def __init__(self, samples: Sequence[Sample], eos: int, uniforms: Tensor, captured: bool, device: Any) -> None:
-        self.samples, self.eos, self.uniforms, self.captured = samples, eos, uniforms, captured
-        self.prompts = list(dict.fromkeys(tuple(s.prompt) for s in samples))
-        places = {prompt: place for place, prompt in enumerate(self.prompts)}
-        self.owner = torch.tensor([places[tuple(s.prompt)] for s in samples], device=device)
-        lengths = torch.tensor([len(s.prompt) for s in samples], device=device)
-        self.width = int(lengths.max())
-        self.mask = (torch.arange(self.width, device=device) >= self.width - lengths[:, None]).long()
-        self.positions = lengths[:, None] - 1
-        self.live = list(range(len(samples)))
+    def __init__(self, model: Any, eos: int, samples: Sequence[Sample], uniforms: Tensor, captured: bool) -> None:
+        self.model, self.eos, self.samples, self.uniforms, self.captured = model, eos, samples, uniforms, captured
+        self.caught: dict[int, Tensor] = {}
         self.states: list[dict[int, list[Tensor]]] = [{} for _ in samples]
-        self.step = 0
-        self.sampled = 0
+        self.live: list[int] = []
+        self.begun: list[int] = []
+        self.step = self.sampled = self.done = 0
 
-    @property
-    def done(self) -> int:
-        """Answers that are finished, by their end-of-turn token or by the cap."""
-        return sum(sample.finished or len(sample.ids) == self.uniforms.shape[1] for sample in self.samples)
-
-    def parts(self, size: int = 16) -> list[slice]:
-        """The prompts in groups: they are read a group at a time, padded only to the longest of their group."""
-        return [slice(start, start + size) for start in range(0, len(self.prompts), size)]
-
-    def read(self, part: slice, cache: Any, run: Callable[..., Tensor], caught: dict[int, Tensor]) -> Tensor:
-        """Pass some of the prompts through the model; their last hidden states ``[rows, width]``."""
-        prompts = self.prompts[part]
-        width = max(map(len, prompts))
+    def admit(self, rows: int) -> bool:
+        """Read the prompts of the next samples where a quarter of the rows is free; whether any sample is in flight."""
+        new = range(len(self.begun), min(len(self.samples), len(self.begun) + rows - len(self.live)))
+        if not new or len(self.live) > 0.75 * rows:
+            return bool(self.live)
+        prompts = list(dict.fromkeys(tuple(self.samples[i].prompt) for i in new))
+        places = {prompt: place for place, prompt in enumerate(prompts)}
+        owner = torch.tensor([places[tuple(self.samples[i].prompt)] for i in new], device=self.model.device)
+        width, room = max(map(len, prompts)), self.uniforms.shape[1] + 1
+        cache = slab_cache(self.model, len(prompts), width + room)
+        self.begun += [self.step] * len(new)
+        hidden = self._read(prompts, width, cache, {i: int(owner[i - new.start]) for i in new})[owner]
         for layer in cache.layers:
-            layer.aim(part, self.width - width)
-        ids = [[self.eos] * (width - len(prompt)) + list(prompt) for prompt in prompts]
-        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
-        mask = mask.to(self.mask.device)
-        positions = (mask.cumsum(1) - 1).clamp(min=0)
-        hidden = run(torch.tensor(ids, device=mask.device), mask, positions)
-        rows = range(len(self.prompts))[part]
-        self.keep(caught, {i: place - rows[0] for i, place in enumerate(self.owner.tolist()) if place in rows})
-        return hidden
+            layer.aim(slice(0, len(prompts)), 0)
+            layer.used = width
+            layer.keep(owner)
+        lengths = torch.tensor([len(self.samples[i].prompt) for i in new], device=self.model.device)
+        mask = (torch.arange(width, device=lengths.device) >= width - lengths[:, None]).long()
+        self._join(hidden, mask, lengths[:, None] - 1, cache, room)
+        self.live += new
+        return True
 
-    def keep(self, caught: dict[int, Tensor], rows: Mapping[int, int]) -> None:
+    def _read(
+        self, prompts: Sequence[tuple[int, ...]], width: int, cache: Any, owners: Mapping[int, int], size: int = 16
+    ) -> Tensor:
+        """Pass prompts through the model, a group at a time, padded only to the longest of the group; their last hidden
+        states ``[prompts, width]``. ``owners`` says which prompt a sample has."""
+        found = []
+        for start in range(0, len(prompts), size):
+            group = prompts[start : start + size]
+            wide = max(map(len, group))
+            for layer in cache.layers:
+                layer.aim(slice(start, start + size), width - wide)
+            ids = [[self.eos] * (wide - len(prompt)) + list(prompt) for prompt in group]
+            mask = torch.tensor([[0] * (wide - len(prompt)) + [1] * len(prompt) for prompt in group])
+            mask = mask.to(self.model.device)
+            positions = (mask.cumsum(1) - 1).clamp(min=0)
+            found.append(self._run(torch.tensor(ids, device=mask.device), mask, positions, cache))
+            rows = range(start, start + len(group))
+            self._keep({index: place - start for index, place in owners.items() if place in rows})
+        return torch.cat(found)
+
+    def _join(self, hidden: Tensor, mask: Tensor, positions: Tensor, cache: Any, room: int) -> None:
+        """Put rows that were read below those in flight, all filled up to one edge."""
+        if not self.live:
+            self.hidden, self.mask, self.positions, self.cache = hidden, mask, positions, cache
+            return
+        first = int(self.mask.any(0).int().argmax())
+        for layer, other in zip(self.cache.layers, cache.layers, strict=True):
+            layer.join(other, first, room)
+        parts = self.mask[:, first:], mask
+        edge = max(part.shape[1] for part in parts)
+        self.mask = torch.cat([F.pad(part, (edge - part.shape[1], 0)) for part in parts])
+        self.hidden, self.positions = torch.cat([self.hidden, hidden]), torch.cat([self.positions, positions])
+
+    def _run(self, tokens: Tensor, mask: Tensor, positions: Tensor, cache: Any) -> Tensor:
+        """One pass over new tokens ``[rows, new]``; the last one's final hidden state, ``[rows, width]``."""
+        out = self.model.model(
+            input_ids=tokens, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        last: Tensor = out.last_hidden_state[:, -1]
+        return last
+
+    def _keep(self, rows: Mapping[int, int]) -> None:
         """Keep what entered the captured blocks, ``[rows, new tokens, hidden]``, less the padding: of each sample its
         row."""
-        for block, states in caught.items():
+        for block, states in self.caught.items():
             for index, row in rows.items():
                 item = self.samples[index]
-                if self.step <= len(item.ids) + (not item.finished):
+                if self._passed(index) <= len(item.ids) + (not item.finished):
                     self.states[index].setdefault(block, []).append(states[row][-len(item.prompt) :])
-        caught.clear()
+        self.caught.clear()
 
-    def choose(self, hidden: Tensor, head: Any, temperatures: Tensor) -> None:
+    def _passed(self, index: int) -> int:
+        """Tokens of an answer that went through the model."""
+        return self.step - self.begun[index]
+
+    def choose(self, temperatures: Tensor) -> None:
         """Draw the next token of every unfinished answer below the cap."""
+        most = self.uniforms.shape[1]
         places = [
-            (row, index)
+            (row, index, self._passed(index))
             for row, index in enumerate(self.live)
-            if not self.samples[index].finished and self.step < self.uniforms.shape[1]
+            if not self.samples[index].finished and self._passed(index) < most
         ]
         if not places:
             return
-        rows, indices = (list(column) for column in zip(*places, strict=True))
-        chosen, logprobs = draw(
-            head(hidden[rows]).float(), self.uniforms[indices, self.step], temperatures[indices].to(hidden.device)
-        )
+        rows, indices, steps = (list(column) for column in zip(*places, strict=True))
+        logits = self.model.lm_head(self.hidden[rows]).float()
+        chosen, logprobs = draw(logits, self.uniforms[indices, steps], temperatures[indices].to(logits.device))
         for index, token, logprob in zip(indices, chosen.tolist(), logprobs.tolist(), strict=True):
             item = self.samples[index]
             item.ids.append(token)
             item.logprobs.append(logprob)
             item.finished = token == self.eos
+            self.done += item.finished or len(item.ids) == most
         self.sampled += len(rows)
 
-    def advance(self, cache: Any) -> None:
-        """Make the next pass's inputs; rows go when a quarter has nothing left to do, all when none has."""
-        left = [row for row, index in enumerate(self.live) if self._to_feed(self.samples[index])]
+    def advance(self) -> None:
+        """Pass the chosen tokens through the model; rows go when a quarter of them, or all, have nothing left to do."""
+        left = [row for row, index in enumerate(self.live) if self._to_feed(index)]
         if not left:
             self.live = []
             return
-        step = self.step
-        following = [self.samples[i].ids[step : step + 1] or [self.eos] for i in self.live]
-        self.tokens = torch.tensor(following, device=self.mask.device)
-        self.positions = self.positions[:, -1:] + 1
+        following = [self.samples[i].ids[self._passed(i) :][:1] or [self.eos] for i in self.live]
+        tokens = torch.tensor(following, device=self.mask.device)
+        self.positions = self.positions + 1
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.live), 1)], dim=1)
         self.step += 1
         if len(left) <= 0.75 * len(self.live):
-            rows = torch.tensor(left, device=self.tokens.device)
+            rows = torch.tensor(left, device=tokens.device)
             self.live = [self.live[row] for row in left]
-            self.tokens, self.positions, self.mask = self.tokens[rows], self.positions[rows], self.mask[rows]
-            for layer in cache.layers:
+            tokens, self.positions, self.mask = tokens[rows], self.positions[rows], self.mask[rows]
+            for layer in self.cache.layers:
                 layer.keep(rows)
+        self.hidden = self._run(tokens, self.mask, self.positions, self.cache)
+        self._keep({index: row for row, index in enumerate(self.live)})
 
-    def _to_feed(self, item: Sample) -> bool:
-        """Whether a sample still has a token to pass through the model after this step's."""
+    def _to_feed(self, index: int) -> bool:
+        """Whether a sample still has a token to pass through the model."""
+        item, passed = self.samples[index], self._passed(index)
         if not self.captured:
-            return not item.finished and self.step + 1 < self.uniforms.shape[1]
-        return self.step < len(item.ids) + (not item.finished)
+            return not item.finished and passed + 1 < self.uniforms.shape[1]
+        return passed < len(item.ids) + (not item.finished)
 
 
 def _catch_inputs(block: Any, index: int, caught: dict[int, Tensor]) -> Any:

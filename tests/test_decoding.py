@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from transformers import MistralConfig
 
 import toy
-from starling_nb.decoding import SlabLayer, grouped_attention, slab_cache
+from starling_nb.decoding import SlabLayer, folded, grouped_attention, slab_cache
 from starling_nb.errors import StarlingError
 
 
@@ -45,6 +45,25 @@ def test_rows_of_a_slab_are_filled_part_by_part_up_to_one_edge() -> None:
     assert torch.equal(keys, torch.cat([padded, last], dim=2))
 
 
+@pytest.mark.parametrize(("here", "there"), [(5, 3), (3, 5)])
+def test_rows_of_two_slabs_are_joined_at_one_edge(here: int, there: int) -> None:
+    first, room = 1, 2
+    layers = []
+    for rows, length in ((2, here), (1, there)):
+        layer = SlabLayer(rows, length + 1)
+        layer.update(torch.randn(rows, 2, length, 4), torch.randn(rows, 2, length, 4))
+        layers.append(layer)
+    before = [(layer.keys.clone(), layer.values.clone()) for layer in layers]
+    layers[0].join(layers[1], first, room)
+    last = torch.randn(3, 2, room, 4)
+    found = layers[0].update(last, last)
+    for kind, (mine, other) in enumerate(zip(*before, strict=True)):
+        mine = mine[:, :, first:]
+        edge = max(mine.shape[2], other.shape[2])
+        parts = [F.pad(part, (0, 0, edge - part.shape[2], 0)) for part in (mine, other)]
+        assert torch.equal(found[kind], torch.cat([torch.cat(parts), last], dim=2))
+
+
 @pytest.mark.parametrize(("new", "masked"), [(1, True), (1, False), (5, True), (5, False)])
 def test_folded_attention_is_plain_attention(new: int, masked: bool) -> None:
     torch.manual_seed(0)
@@ -64,11 +83,11 @@ def test_folded_attention_is_plain_attention(new: int, masked: bool) -> None:
 def test_a_cache_of_slabs_gives_the_logits_of_the_libraries_own_and_attention_is_put_back() -> None:
     model = toy.lm().model
     ids = torch.randint(3, 60, (2, 9), generator=torch.Generator().manual_seed(0))
+    cache = slab_cache(model, 2, 9)
     with torch.no_grad():
         plain = model(input_ids=ids).logits
-        cache, restore = slab_cache(model, 2, 9)
-        parts = [model(input_ids=ids[:, s], past_key_values=cache).logits for s in (slice(0, 6), [6], [7], [8])]
-    restore()
+        with folded(model, 9):
+            parts = [model(input_ids=ids[:, s], past_key_values=cache).logits for s in (slice(0, 6), [6], [7], [8])]
     assert torch.allclose(torch.cat(parts, dim=1), plain, atol=1e-5)
     assert model.config._attn_implementation == "sdpa"
 
@@ -77,7 +96,8 @@ def test_a_sliding_window_that_would_be_left_is_refused() -> None:
     model = toy.lm("mistral").model
     assert isinstance(model.config, MistralConfig)
     model.config.sliding_window = 16
-    slab_cache(model, 2, 16)[1]()
-    with pytest.raises(StarlingError, match="sliding window of 16"):
-        slab_cache(model, 2, 17)
+    with folded(model, 16):
+        assert model.config._attn_implementation == "grouped"
+    with pytest.raises(StarlingError, match="sliding window of 16"), folded(model, 17):
+        pass
     assert model.config._attn_implementation == "sdpa"

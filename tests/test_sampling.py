@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from scipy import stats
@@ -81,6 +83,23 @@ def test_a_prompt_with_several_answers_is_read_once(capture: set[int]) -> None:
         assert together[place].ids == alone.ids
         for block in capture:
             assert torch.allclose(together[place].states[block], alone.states[block], atol=1e-5)
+
+
+def test_rows_that_come_free_are_filled_from_the_queue() -> None:
+    lm = toy.lm(seed=3)
+    passes: list[tuple[int, int]] = []
+    handle = lm.model.model.embed_tokens.register_forward_hook(lambda _, given, __: passes.append(given[0].shape))
+    found = draw_all(lm, max_new_tokens=60, batch=4, capture={1})
+    handle.remove()
+    last_read = max(place for place, (_, new) in enumerate(passes) if new > 1)
+    before = [rows for rows, new in passes[:last_read] if new == 1]
+    assert len(before) > 20
+    assert all(4 in pair for pair in itertools.pairwise(before))
+    assert sum(rows for rows, new in passes if new > 1) == len(TEXTS)
+    assert max(rows for rows, _ in passes[last_read:]) <= 4
+    for name, item in draw_all(lm, max_new_tokens=60, capture={1}).items():
+        assert item.ids == found[name].ids
+        assert torch.allclose(item.states[1], found[name].states[1], atol=1e-5)
 
 
 def test_answers_end_with_the_end_of_turn_or_at_the_cap() -> None:
