@@ -54,7 +54,8 @@ format: $(VENV)/.ok
 # fails in every way · kills: labelling killed at random · prompt_scale: duplicates and leaks among 200,000 prompts ·
 # bias_coverage: do the intervals of position effects hold · bias_scale: effects of 183,000 rankings · cures: what each cure
 # of positional bias buys · bias_real_logs: the authors' logs (needs STARLING_NB_REAL_DATA) · tuning_kills: tuning killed at
-# random · update_speed: a kept trunk beside recomputed ones and whole models.
+# random · update_speed: a kept trunk beside recomputed ones and whole models · rollout_speed: our sampler beside
+# transformers' · trl_speed: a whole step beside TRL's (needs trl) · gpu_step: a step at 7B shape on one card.
 NAME ?= reference
 
 evidence: $(VENV)/.ok

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,10 +13,11 @@ import pytest
 import torch
 
 import toy
-from benchmarks import packing_speed, real_labels, study, update_speed
+from benchmarks import gpu_step, packing_speed, real_labels, study, trl_speed, turns, update_speed
 from benchmarks.keep_reference import check, clean, without_paths
 from starling_nb import files
 from starling_nb.errors import StarlingError
+from starling_nb.policy import plan
 from starling_nb.policy.recipe import Recipe, parsed
 from starling_nb.reward.comparisons import Comparison
 
@@ -136,3 +139,73 @@ def test_every_timed_way_of_updating_learns_the_same() -> None:
     for way in ("one pass", "recomputed", "four models"):
         assert found[way] == pytest.approx(found["captured"], rel=1e-4)
     assert found["whole"][:1] == pytest.approx(found["captured"][:1], rel=1e-4)
+
+
+def test_ways_take_turns_in_turning_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "told.py").write_text(
+        "import json, os, sys\n"
+        "if 'wrong' in sys.argv: sys.exit('no such thing')\n"
+        "print('loading')\nprint(json.dumps([sys.argv[2:], os.environ.get('MARK')]))\n"
+    )
+    monkeypatch.setattr(files, "ROOT", tmp_path)
+    told: list[list[str]] = []
+    runs = turns.in_turn(
+        "told",
+        ["a", "b", "c"],
+        ["--n", "1"],
+        rounds=3,
+        say=lambda one: told.append(one[0]) or "",
+        once=["b"],
+        environments={"c": {"MARK": "x"}},
+    )
+    assert [line[0] for line in told] == ["a", "b", "c", "c", "a", "a", "c"]
+    assert all(line[1:] == ["--n", "1"] for line in told)
+    assert [len(each) for each in runs.values()] == [3, 1, 3]
+    assert [one[1] for one in runs["c"]] == ["x"] * 3
+    assert runs["a"][0][1] is None
+    with pytest.raises(SystemExit, match="wrong failed:\nno such thing"):
+        turns.in_turn("told", ["wrong"], rounds=1, say=str)
+
+
+@pytest.mark.parametrize(("work", "alive"), [("pass", True), ("import time; time.sleep(60)", False)])
+def test_a_child_is_killed_when_its_time_is_over(work: str, alive: bool) -> None:
+    child = subprocess.Popen([sys.executable, "-c", work])
+    assert turns.survives(child, 30 if alive else 0.05) is alive
+    assert child.returncode == (0 if alive else -9)
+
+
+def test_a_child_that_fails_is_told_of() -> None:
+    with pytest.raises(SystemExit, match="a run failed"):
+        turns.survives(subprocess.Popen([sys.executable, "-c", "raise SystemExit(2)"]), 30)
+
+
+def test_a_step_on_a_card_is_timed_by_phase_and_held_against_its_limits() -> None:
+    """The shape is tiny here and the card a processor; the steps are those of the loop."""
+    line = ["--shape", "tiny", "--answers", "8", "--flight", "4", "--prompt", "10", "--answer", "6"]
+    found = gpu_step.measure(gpu_step.parsed(line))
+    phases = {"sampling", "reward", "old and reference", "update"}
+    for name in ("seconds", "tokens_a_second", "operations", "share_of_matmul_limit"):
+        assert set(found[name]) == phases
+        assert all(value > 0 for value in found[name].values())
+    assert found["tokens_a_second"]["update"] == pytest.approx(48 / found["seconds"]["update"])
+    assert found["share_of_bandwidth_limit"]["sampling"] > 0
+
+
+def test_both_sides_of_the_peer_benchmark_are_asked_the_same() -> None:
+    """A kept trunk saves what lies below the last four blocks."""
+    lm = toy.lm(num_hidden_layers=10)
+    ours, theirs = (trl_speed.operations(lm, 10, 20, 8)[side] for side in ("ours", "trl"))
+    assert ours["sampling"] == theirs["sampling"]
+    shape = plan.Shape.of(lm.model.config)
+    tokens, head = 8 * 30, 2 * shape.table * 8 * 20
+    assert theirs["old and reference"] - ours["old and reference"] == 2 * 2 * 6 * shape.block * tokens
+    assert theirs["update"] - ours["update"] == 2 * 2 * 6 * shape.block * tokens
+    assert ours["update"] == 2 * (6 * 4 * shape.block * tokens + 2 * head)
+
+
+def test_steps_are_counted_without_the_first() -> None:
+    steps = trl_speed.Steps([(5.0, 1.0), (6.0, 2.5), (8.0, 5.0)], [100, 30, 60])
+    told = steps.counted()
+    assert told["tokens_a_second"] == 30.0
+    assert told["tokens"] == [30, 60]
+    assert (told["seconds"], told["cpu_seconds"]) == ([1.0, 2.0], [1.5, 2.5])
