@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import copy
 import re
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -144,6 +145,16 @@ class Top(nn.Module):
         normed: Tensor = self.norm(hidden)
         return normed
 
+    def at(self, hidden: Tensor, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        """Post-norm hidden states at some places only, ``[places, width]``, under a causal mask.
+
+        What the last block's feed-forward part would make of the other places is never looked at, and not computed.
+        """
+        # Checkpointing computes the block again after the hooks are gone.
+        with nullcontext() if self.checkpointing else _fed_forward_at(self.layers[-1], rows, columns):
+            found: Tensor = self(hidden, positions)[rows, columns]
+        return found
+
     @torch.no_grad()
     def plain(self) -> nn.ModuleList:
         """The blocks as they were before adapters came, with the adapters added into the weights."""
@@ -159,6 +170,28 @@ class Top(nn.Module):
         decoder.norm.weight.copy_(self.norm.weight)
         if self.trainable.embeddings:
             decoder.embed_tokens.weight.copy_(self.embed_tokens.weight)
+
+
+@contextmanager
+def _fed_forward_at(block: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
+    """A block's feed-forward part runs at places ``rows``, ``columns`` within, and gives zeros at all others."""
+
+    shape = torch.Size()
+
+    def pick(_: Any, given: tuple[Tensor, ...]) -> Tensor:
+        nonlocal shape
+        shape = given[0].shape
+        return given[0][rows, columns]
+
+    def put_back(_: Any, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
+        return out.new_zeros(shape).index_put((rows, columns), out)
+
+    hooks = [block.mlp.register_forward_pre_hook(pick), block.mlp.register_forward_hook(put_back)]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def _adapt(top: Top, rank: int) -> None:

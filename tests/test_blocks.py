@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -117,3 +119,28 @@ def test_what_learns_is_what_changes_and_it_can_be_written_back(
     assert {prefix for prefix in changes if any(name.startswith(prefix) for name in moved)} == set(changes)
     with torch.no_grad():
         torch.testing.assert_close(decoder(input_ids=ids).last_hidden_state, after, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", [*toy.FAMILIES, "qwen3"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_a_top_read_at_some_places_is_the_top_there_gradients_included(family: str, checkpointing: bool) -> None:
+    decoder: Any = toy.lm(family).model.model
+    top = Top(decoder, 1, checkpointing)
+    generator = torch.Generator().manual_seed(0)
+    states = torch.randn(3, 9, 32, generator=generator)
+    positions = torch.arange(9).expand(3, -1)
+    rows, columns = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([3, 8, 0, 4, 7])
+    weights = torch.randn(5, 32, generator=generator)
+    found = []
+    for read in (lambda: top.at(states, positions, rows, columns), lambda: top(states, positions)[rows, columns]):
+        top.zero_grad()
+        out = read()
+        (out * weights).sum().backward()
+        found.append((out.detach(), {name: part.grad.clone() for name, part in top.named_parameters()}))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
+    fed: list[int] = []
+    top.layers[-1].mlp.register_forward_hook(lambda _, given, __: fed.append(given[0].shape[:-1].numel()))
+    top.at(states, positions, rows, columns)
+    assert fed == [27 if checkpointing else 5]
+    top(states, positions)
+    assert fed[-1] == 27

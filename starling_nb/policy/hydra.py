@@ -34,6 +34,10 @@ class Batch:
     targets: Tensor
     mask: Tensor
 
+    def through(self, top: Top) -> Tensor:
+        """What ``top`` makes of the positions that predict answer tokens, ``[answer tokens, width]``."""
+        return top.at(self.states, self.positions, self.rows, self.columns)
+
     def unflatten(self, flat: Tensor) -> Tensor:
         """``[answer tokens]`` → ``[rows, longest answer]``, zeros where there is no token."""
         out = flat.new_zeros(self.mask.shape)
@@ -161,27 +165,27 @@ class Hydra(nn.Module):
 
     def forward(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Log-probabilities and values of the answer tokens, ``[answer tokens]`` each."""
-        hidden = self.top(batch.states, batch.positions)[batch.rows, batch.columns]
+        hidden = batch.through(self.top)
         return TokenLogprobs.apply(hidden.float(), self.head, batch.targets), self._values(batch, hidden)
 
     def _values(self, batch: Batch, hidden: Tensor) -> Tensor:
         if self.value_top is not None:
-            hidden = self.value_top(batch.states, batch.positions)[batch.rows, batch.columns]
+            hidden = batch.through(self.value_top)
         values: Tensor = self.value_head(hidden.float())[:, 0].float()
         return values
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor:
         """Log-probabilities of the answer tokens under the reference, ``[answer tokens]``."""
-        hidden = self.reference(batch.states, batch.positions)[batch.rows, batch.columns]
+        hidden = batch.through(self.reference)
         logprobs: Tensor = TokenLogprobs.apply(hidden.float(), self.head, batch.targets)
         return logprobs
 
     @torch.no_grad()
     def compare(self, batch: Batch) -> Comparison:
         """Policy and reference side by side, with the exact KL over the whole vocabulary."""
-        ours = self.top(batch.states, batch.positions)[batch.rows, batch.columns]
-        theirs = self.reference(batch.states, batch.positions)[batch.rows, batch.columns]
+        ours = batch.through(self.top)
+        theirs = batch.through(self.reference)
         head: Any = self.head
         parts = []
         chunks = [x.split(TokenLogprobs.CHUNK) for x in (ours, theirs, batch.targets)]
