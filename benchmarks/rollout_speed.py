@@ -11,9 +11,8 @@ its own, in turn. Answers end where the model ends them. Only tokens of answers 
 ``generate, products on the way``   the same products as ours: logits and states of every block, asked of ``generate``
 ``generate, products by a pass``    the same products by one more pass over prompts and answers
 
-Processor time of all threads is kept beside seconds: a busy neighbour lengthens the seconds only. Every
-fourth answer is read again, in one plain pass: where a token falls in its own distribution must be uniform
-(:func:`places`). Writes
+Processor time of all threads is kept beside seconds: a busy neighbour lengthens the seconds only. Every fourth answer
+is read again, in one plain pass: where a token falls in its own distribution must be uniform (:func:`places`). Writes
 ``benchmarks/results/rollout_speed[-DEVICE].json``.
 """
 
