@@ -5,11 +5,10 @@
 Same model, type, prompts (of ragged lengths, shortest first), cap and temperature 1 for every way, each in a process of
 its own, in turn. Answers end where the model ends them. Only tokens of answers count, never padding.
 
-``ours``                            32 rows in flight, trunk states and exact log-probabilities kept
-``ours, 128 rows``                  the same with as many rows as the package takes by itself
-``generate``                        batches of 32, left-padded: the answers alone
-``generate, products on the way``   the same products as ours: logits and states of every block, asked of ``generate``
-``generate, products by a pass``    the same products by one more pass over prompts and answers
+``ours``                     32 rows in flight, trunk states and exact log-probabilities kept
+``ours, 128 rows``           the same with as many rows as the package takes by itself
+``generate``                 batches of 32, left-padded: the answers alone
+``generate, same products``  and logits and states asked of it, from which come the products of ours
 
 Processor time of all threads is kept beside seconds: a busy neighbour lengthens the seconds only. Every fourth answer
 is read again, in one plain pass: where a token falls in its own distribution must be uniform (:func:`places`). Writes
@@ -35,7 +34,6 @@ from benchmarks import records, turns
 from starling_nb import files, models
 from starling_nb.models import LM
 from starling_nb.nectar import prompts as ours
-from starling_nb.policy.hydra import TokenLogprobs
 
 BATCH = 32
 
@@ -75,7 +73,7 @@ def generated(lm: LM, prompts: Sequence[list[int]], cap: int, seed: int) -> list
     return found
 
 
-def on_the_way(lm: LM, prompts: Sequence[list[int]], cap: int, seed: int) -> list[Answer]:
+def with_products(lm: LM, prompts: Sequence[list[int]], cap: int, seed: int) -> list[Answer]:
     """Log-probabilities and trunk states from what ``generate`` can be asked to return."""
     torch.manual_seed(seed)
     found = []
@@ -95,42 +93,11 @@ def on_the_way(lm: LM, prompts: Sequence[list[int]], cap: int, seed: int) -> lis
     return found
 
 
-@torch.inference_mode()
-def by_a_pass(lm: LM, prompts: Sequence[list[int]], cap: int, seed: int) -> list[Answer]:
-    """Log-probabilities and trunk states from one more pass; the head only where an answer's token is predicted."""
-    torch.manual_seed(seed)
-    model: Any = lm.model
-    found = []
-    for part in _batches(prompts):
-        out, width = _generate(lm, part, cap)
-        answers = [_cut(row, lm) for row in out.sequences[:, width:].tolist()]
-        longest = width + max(map(len, answers)) - 1
-        mask = _mask(part, longest, width).to(lm.device)
-        read = model.model(
-            input_ids=out.sequences[:, :longest],
-            attention_mask=mask,
-            position_ids=(mask.cumsum(1) - 1).clamp(min=0),
-            use_cache=False,
-            output_hidden_states=True,
-        )
-        for row, (prompt, ids) in enumerate(zip(part, answers, strict=True)):
-            end = width + len(ids) - 1
-            logprobs = TokenLogprobs.apply(
-                read.last_hidden_state[row, width - 1 : end],
-                model.lm_head.weight,
-                torch.tensor(ids, device=lm.device),
-            )
-            kept = read.hidden_states[_block(lm)][row, width - len(prompt) : end].clone()
-            found.append(Answer(ids, logprobs.tolist(), kept))
-    return found
-
-
 WAYS: dict[str, Sampler] = {
     "ours": by_us,
     "ours, 128 rows": in_wide_batches,
     "generate": generated,
-    "generate, products on the way": on_the_way,
-    "generate, products by a pass": by_a_pass,
+    "generate, same products": with_products,
 }
 
 
@@ -206,7 +173,7 @@ def asked_of(lm: LM, n: int) -> list[list[int]]:
 
 def child(way: str, asked: argparse.Namespace) -> None:
     """One way in a process of its own: tokens, seconds, lengths and uniformity, printed as JSON."""
-    lm = models.load(dtype=asked.dtype)
+    lm = models.load(dtype=asked.dtype, threads=asked.threads)
     prompts = asked_of(lm, asked.prompts)
     WAYS[way](lm, prompts[:8], 8, 1)  # warm
     began, busy = time.perf_counter(), time.process_time()
@@ -237,12 +204,14 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=192, help="of an answer, at most")
     parser.add_argument("--dtype", default="auto")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", choices=list(WAYS))
     asked = parser.parse_args()
     if asked.child:
         child(asked.child, asked)
         return
-    arguments = ["--prompts", str(asked.prompts), "--tokens", str(asked.tokens), "--dtype", asked.dtype]
+    arguments = ["--prompts", str(asked.prompts), "--tokens", str(asked.tokens), "--seed", str(asked.seed)]
+    arguments += ["--dtype", asked.dtype, "--threads", str(asked.threads)]
     runs = turns.in_turn(
         "benchmarks.rollout_speed",
         list(WAYS),
@@ -258,6 +227,7 @@ def main() -> None:
         {
             "device": first["device"],
             "dtype": first["dtype"],
+            "threads": asked.threads,
             "prompts": asked.prompts,
             "most_tokens": asked.tokens,
             "rows_in_flight": {"ours, 128 rows": 128, "all others": BATCH},

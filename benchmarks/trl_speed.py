@@ -183,7 +183,7 @@ def operations(lm: LM, prompt: float, answer: float, answers: int) -> dict[str, 
 
 def child(way: str, asked: argparse.Namespace) -> None:
     """One way in a process of its own; printed as JSON."""
-    lm = models.load()
+    lm = models.load(threads=asked.threads)
     prompt = statistics.mean(len(lm.chat.prompt_ids(one.messages)) for one in asked_of())
     steps = by_trl(lm, way, asked) if way.startswith("trl") else by_us(lm, way, asked)
     told = steps.counted()
@@ -206,6 +206,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=2, help="counted, after a warm one")
     parser.add_argument("--answers", type=int, default=32, help="of a step, for 8 prompts")
     parser.add_argument("--tokens", type=int, default=64, help="of an answer, at most")
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--child", choices=list(WAYS))
     asked = parser.parse_args()
     if find_spec("trl") is None:
@@ -216,7 +217,7 @@ def main() -> None:
     runs = turns.in_turn(
         "benchmarks.trl_speed",
         WAYS,
-        ["--steps", str(asked.steps), "--answers", str(asked.answers), "--tokens", str(asked.tokens)],
+        [word for name in ("steps", "answers", "tokens", "threads") for word in (f"--{name}", str(vars(asked)[name]))],
         rounds=asked.rounds,
         say=lambda one: f"{one['tokens_a_second']:.0f} tokens/s, {statistics.mean(one['seconds']):.1f} s a step",
         once=["trl as it comes"],
@@ -234,6 +235,7 @@ def main() -> None:
             "device": first["device"],
             "dtype": first["dtype"],
             "trl": version("trl"),
+            "threads": asked.threads,
             "answers": asked.answers,
             "most_tokens": asked.tokens,
             "epochs": EPOCHS,
