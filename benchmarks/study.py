@@ -9,6 +9,7 @@ all other chapters, which are measured on test prompts:
 ``methods``   APA, PPO, P3O, RLOO and DPO on as many sequences, beside the start model
 ``labels``    APA, PPO and P3O with a reward model from a quarter of the rankings, from noisy ones, from a naive judge's
 ``parts``     APA on the last blocks, on middle blocks, and on adapters
+``starts``    DPO and APA from the chat model's imitation of the data set's best answers
 ``beyond``    APA's policies, extrapolated
 ``switches``  APA with one switch of the published recipe at a time, and with all of them
 
@@ -31,7 +32,7 @@ import pandas as pd
 
 from benchmarks import records
 from starling_nb import files, models, profiles, progress
-from starling_nb.policy import arms, baselines, effects
+from starling_nb.policy import arms, baselines, c_rlft, effects
 from starling_nb.policy.arms import Arm, Ground
 from starling_nb.policy.recipe import PUBLISHED, Recipe
 from starling_nb.reward import training
@@ -43,7 +44,8 @@ METHODS = (*arms.ONLINE, "dpo")
 SCALED = ("lr", "value_lr", "epochs", "trainable")
 """Switches of the published recipe that belong to its size, and stay ours."""
 ROWS = {"final": (), "naive": ("--set", "01.variant=naive")}
-KEPT = ["method", "labels", "changes", "split", "seed", "prompt_id"]
+KEPT = [*effects.ARM, "split", "seed", "prompt_id"]
+IMITATION = c_rlft.Recipe.best_answers(lr=1e-4)
 
 
 def ground(folder: Path, profile: str) -> Ground:
@@ -54,18 +56,17 @@ def ground(folder: Path, profile: str) -> Ground:
         lm=models.load(dtype=ours.dtype, threads=1),
         rows={name: folder / name / "01_dataset_construction" / "nectar.parquet" for name in ROWS},
         folder=folder,
-        recipe=_shared(Recipe, ours),
-        reward=_shared(training.Recipe, theirs),
+        recipe=Recipe.of(ours),
+        reward=training.Recipe(
+            **{x.name: getattr(theirs, x.name) for x in fields(training.Recipe) if hasattr(theirs, x.name)}
+        ),
+        imitation=replace(IMITATION, trainable=ours.trainable),
         depth=theirs.depth,
         held_out=theirs.held_out,
         samples=ours.samples,
         limit=None if profile == "study" else ours.n_held_out,
         named=progress.named,
     )
-
-
-def _shared(cls: Any, p: Any) -> Any:
-    return cls(**{field.name: getattr(p, field.name) for field in fields(cls) if hasattr(p, field.name)})
 
 
 def trials() -> list[Arm]:
@@ -82,14 +83,19 @@ def chosen(folder: Path) -> dict[str, str]:
 def chapters(rates: dict[str, str]) -> dict[str, list[Arm]]:
     """The arms of each chapter, seed by seed."""
 
-    def arm(method: str, seed: int, *changes: str, labels: str = "full") -> Arm:
-        return Arm(method, seed, labels, (rates[method], *changes))
+    def arm(method: str, seed: int, *changes: str, **other: str) -> Arm:
+        return Arm(method, seed, changes=(rates[method], *changes), **other)
+
+    def imitations(seed: int) -> list[Arm]:
+        tuned = [arm(method, seed, start="imitation") for method in ("dpo", "apa")]
+        return [Arm("start", seed, start="imitation"), *tuned]
 
     switches = [f"{name}={value}".lower() for name, value, _ in PUBLISHED if name not in SCALED]
     return {
         "methods": [one for s in SEEDS for one in (Arm("start", s), *(arm(m, s) for m in METHODS))],
         "labels": [arm(m, s, labels=x) for s in SEEDS for x in arms.LABELS[1:] for m in arms.ONLINE[:3]],
         "parts": [arm("apa", s, f"trainable={part}") for s in SEEDS for part in ("blocks:13-16", "lora:8")],
+        "starts": [one for s in SEEDS for one in imitations(s)],
         "beyond": [replace(arm("apa", s), method="expo") for s in SEEDS],
         "switches": [arm("apa", s, *one) for s in SEEDS for one in [switches, *([switch] for switch in switches)]],
     }

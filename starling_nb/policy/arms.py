@@ -1,7 +1,7 @@
 """Arms of a study: policies tuned each in its own way, measured alike on the same prompts, kept one by one.
 
-An arm differs from another in what it learns by (the objective, a switch of the recipe), from (the start model) or of
-(the labels behind the reward model). Arms of one seed sample with the same random numbers.
+An arm differs from another in what it learns by (the objective, a switch of the recipe), from (the start) or of (the
+labels behind the reward model). Arms of one seed sample with the same random numbers.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM, shallow
 from starling_nb.nectar import prompts
 from starling_nb.nectar.prompts import Prompt
-from starling_nb.policy import checkpoint, measure, offline, tuning
+from starling_nb.policy import c_rlft, checkpoint, measure, offline, tuning
 from starling_nb.policy.baselines import extrapolate
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe, parsed
@@ -42,6 +42,8 @@ class Arm:
     method: str
     seed: int = 0
     labels: str = "full"
+    start: str = "chat"
+    """What it begins with: the ``chat`` model, or its ``imitation`` of the data set's best answers."""
     changes: tuple[str, ...] = ()
     """Switches of the recipe, as text (``lr=1e-4``)."""
     split: str = "test"
@@ -50,7 +52,8 @@ class Arm:
     @property
     def name(self) -> str:
         """A name that is this arm's alone, fit for a file."""
-        return "-".join([self.method, self.labels, *self.changes, self.split, str(self.seed)]).replace(":", "")
+        own = [self.method, self.labels, *([] if self.start == "chat" else [self.start]), *self.changes]
+        return "-".join([*own, self.split, str(self.seed)]).replace(":", "")
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,8 @@ class Ground:
     """What arms have in common.
 
     ``rows`` are files in Nectar's schema: ``final``, and ``naive`` where arms learn of those labels. ``recipe`` is each
-    arm's before its changes; ``reward`` that of the reward models, on the first ``depth`` blocks; everything is kept
-    below ``folder``.
+    arm's before its changes; ``reward`` that of the reward models, on the first ``depth`` blocks; ``imitation`` that of
+    the other start; everything is kept below ``folder``.
     """
 
     lm: LM
@@ -67,6 +70,7 @@ class Ground:
     folder: Path
     recipe: Recipe
     reward: training.Recipe
+    imitation: c_rlft.Recipe
     depth: int
     held_out: Sequence[str] = ()
     samples: int = 3
@@ -118,22 +122,44 @@ def reward_model(ground: Ground, labels: str, seed: int) -> tuple[RewardModel, d
     return model, files.read_json(folder / "offsets.json")
 
 
+def start_model(ground: Ground, arm: Arm) -> LM:
+    """A model of the arm's own to begin with; the imitation is trained once a seed, on all labels, and kept.
+
+    Raises:
+        StarlingError: an unknown start.
+    """
+    lm = LM(copy.deepcopy(ground.lm.model), ground.lm.chat, ground.lm.name)
+    if arm.start == "chat":
+        return lm
+    if arm.start != "imitation":
+        raise StarlingError(f"start = {arm.start!r}: choose chat or imitation")
+    path = ground.folder / "starts" / f"{arm.start}-{arm.seed}.safetensors"
+    if not path.exists():
+        recipe = replace(ground.imitation, seed=arm.seed)
+        found = c_rlft.demonstrations(lm, labelled(ground, "full", arm.seed), recipe)
+        said = ground.named(f"imitation, seed {arm.seed}")
+        tuned = c_rlft.tune(lm, found, recipe, checkpoint=path.with_suffix(".pt"), report=said)
+        checkpoint.save(tuned.hydra, path, ground.lm.name)
+        path.with_suffix(".pt").unlink(missing_ok=True)
+    return replace(checkpoint.load(ground.lm, path), name=f"{ground.lm.name}, {arm.start} {arm.seed}")
+
+
 def run(ground: Ground, arm: Arm) -> pd.DataFrame:
     """Tune and measure an arm, or read what was kept of it: one row an answer.
 
-    Columns: the arm's method, seed, labels, changes and split; prompt_id; utility (rubric, 1 to 10) and the rubric's
-    parts; words; eos; reward (of the reward model on all labels, whatever the arm learned from); kl (nats a sequence
-    from the start model).
+    Columns: the arm's method, seed, labels, start, changes and split; prompt_id; utility (rubric, 1 to 10) and the
+    rubric's parts; words; eos; reward (of the reward model on all labels, whatever the arm learned from); kl (nats a
+    sequence from its own start).
     """
     kept = ground.folder / "arms" / f"{arm.name}.parquet"
     if not kept.exists():
         judge, _ = reward_model(ground, "full", arm.seed)
         recipe = replace(ground.recipe, seed=arm.seed, **parsed(arm.changes))
-        fresh = LM(copy.deepcopy(ground.lm.model), ground.lm.chat, ground.lm.name)
+        fresh = start_model(ground, arm)
         hydra, history = Hydra(fresh, recipe.trainable), list[dict[str, float]]()
         if arm.method != "start":
             hydra, history = _tuned(ground, arm, fresh, recipe)
-            checkpoint.save(hydra, kept.with_suffix(".safetensors"), ground.lm.name)
+            checkpoint.save(hydra, kept.with_suffix(".safetensors"), fresh.name)
         found = measured(ground, fresh, hydra, judge, recipe, arm.split)
         told = {name: value for name, value in asdict(arm).items() if name != "changes"}
         files.write_json(kept.with_suffix(".json"), {"arm": asdict(arm), "recipe": asdict(recipe), "history": history})
@@ -162,9 +188,9 @@ def _beyond(ground: Ground, arm: Arm, lm: LM, recipe: Recipe) -> Hydra:
     """The policy of an arm's APA, extrapolated; ``lm`` becomes it."""
     tuned = replace(arm, method="apa")
     run(ground, tuned)
-    policy = checkpoint.load(ground.lm, ground.folder / "arms" / f"{tuned.name}.safetensors")
+    policy = checkpoint.load(lm, ground.folder / "arms" / f"{tuned.name}.safetensors")
     hydra = Hydra(lm, recipe.trainable)
-    hydra.top = Hydra(extrapolate(ground.lm, policy, BEYOND), recipe.trainable).top
+    hydra.top = Hydra(extrapolate(lm, policy, BEYOND), recipe.trainable).top
     hydra.top.write_into(lm.model.model)
     return hydra
 

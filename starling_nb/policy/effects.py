@@ -1,8 +1,8 @@
 """What a study of policies shows: gains over the start, methods against each other, and what a gain depends on.
 
-All of it is computed from one table with a row a prompt of every arm (columns method, labels, changes, split, seed,
-prompt_id, utility, facts, words, eos, reward, kl), as ``benchmarks/study.py`` keeps it. Arms of a seed shared their
-random numbers, so every difference is paired by prompt and seed; intervals cover prompts and seeds
+All of it is computed from one table with a row a prompt of every arm (columns method, labels, start, changes, split,
+seed, prompt_id, utility, facts, words, eos, reward, kl), as ``benchmarks/study.py`` keeps it. Arms of a seed shared
+their random numbers, so every difference is paired by prompt and seed; intervals cover prompts and seeds
 (:func:`starling_nb.stats.crossed_interval`).
 """
 
@@ -19,7 +19,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.files import rng
 from starling_nb.stats import crossed_interval, mean_interval
 
-ARM = ["method", "labels", "changes"]
+ARM = ["method", "labels", "start", "changes"]
 Floats = NDArray[np.float64]
 
 
@@ -38,10 +38,11 @@ def matrix(arm: pd.DataFrame, column: str) -> pd.DataFrame:
 
 
 def gains(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
-    """Change of ``column`` from the start, a row an arm: ARM, value, low, high, n, seeds, kl (nats a sequence)."""
-    start = matrix(study[study.method == "start"], column)
+    """Change of ``column`` from the chat model, a row an arm: ARM, value, low, high, n, seeds, kl (nats a sequence)."""
+    chat = (study.method == "start") & (study.start == "chat")
+    start = matrix(study[chat], column)
     rows = []
-    for names, arm in study[study.method != "start"].groupby(ARM, sort=False):
+    for names, arm in study[~chat].groupby(ARM, sort=False):
         found = matrix(arm, column)
         change = crossed_interval((found - start.loc[found.index, found.columns]).to_numpy())
         told = {"seeds": found.shape[1], "kl": float(arm.kl.mean())}

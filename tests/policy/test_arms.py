@@ -12,7 +12,7 @@ import toy
 from starling_nb import files
 from starling_nb.errors import StarlingError
 from starling_nb.nectar import dataset
-from starling_nb.policy import arms
+from starling_nb.policy import arms, c_rlft
 from starling_nb.policy.arms import Arm, Ground
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.reward import training
@@ -48,6 +48,7 @@ def ground(folder: Path) -> Ground:
         folder=folder,
         recipe=RECIPE,
         reward=training.Recipe(epochs=1, batch=8, trainable="last:1", readout="mean"),
+        imitation=c_rlft.Recipe.best_answers(epochs=1, lr=1e-2, trainable="last:1"),
         depth=2,
         samples=2,
         limit=3,
@@ -101,11 +102,24 @@ def test_extrapolation_goes_on_where_apa_went(tmp_path: Path) -> None:
     assert beyond.kl.mean() > 1.2 * tuned.kl.mean() > 0
 
 
+def test_an_arm_may_begin_with_an_imitation_of_the_best_answers(tmp_path: Path) -> None:
+    here = ground(tmp_path)
+    chat, imitation, tuned = (
+        arms.run(here, a) for a in (Arm("start"), *(Arm(m, start="imitation") for m in ("start", "dpo")))
+    )
+    assert (imitation.kl == 0).all()
+    assert imitation.reward.to_list() != chat.reward.to_list()
+    assert (tuned.kl > 0).any()
+    assert [path.name for path in (tmp_path / "starts").iterdir()] == ["imitation-0.safetensors"]
+    with pytest.raises(StarlingError, match="choose chat or imitation"):
+        arms.run(here, Arm("start", start="afresh"))
+
+
 def test_an_arm_of_its_own_seed_has_its_own_name_and_numbers(tmp_path: Path) -> None:
     here = ground(tmp_path)
     one, other = (arms.run(here, Arm("start", seed=seed)) for seed in (0, 1))
     assert one.reward.to_list() != other.reward.to_list()
-    names = {Arm("apa", s, x, c).name for s in (0, 1) for x in ("full", "noise") for c in ((), ("lr=1e-4",))}
+    names = {Arm("apa", s, x, changes=c).name for s in (0, 1) for x in ("full", "noise") for c in ((), ("lr=1e-4",))}
     assert len(names) == 8
 
 

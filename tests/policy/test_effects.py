@@ -23,7 +23,14 @@ def study(
         for seed in range(seeds):
             shift = gain + random.normal(0, spread) * (method != "start")
             values = [level[p] + shift + random.normal(0, noise) for p in PROMPTS]
-            told = {"method": method, "labels": labels, "changes": "lr=1e-4", "split": "test", "seed": seed}
+            told = {
+                "method": method,
+                "labels": labels,
+                "start": "chat",
+                "changes": "lr=1e-4",
+                "split": "test",
+                "seed": seed,
+            }
             rows += [
                 {**told, "prompt_id": p, "utility": v, "reward": 2 * v, "kl": 0.0 if method == "start" else 3.0}
                 for p, v in zip(PROMPTS, values, strict=True)
