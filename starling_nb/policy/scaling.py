@@ -72,7 +72,8 @@ def sized(profile: str, lm: LM, reward: RewardModel, prompts: Sequence[Any], her
     configs = [RELEASED.get(p.base, lm.model.config), RELEASED.get(p.reward, reward.transformer.config)]
     rows = p.rollouts // q.ranks
     run = Run(
-        *map(Shape.of, configs),
+        policy=Shape.of(configs[0]),
+        reward=Shape.of(configs[1]),
         trainable=p.trainable,
         ranks=q.ranks,
         reward_cards=q.reward_cards,
@@ -159,7 +160,7 @@ def held(run: Run, lm: LM, reward: Any) -> dict[str, float]:
     optimizer.step()
     state = [value for values in optimizer.state.values() for value in values.values()]
     config, tokens = lm.model.config, sum(run.longest)
-    made = {"dtype": lm.dtype, "device": lm.device}
+    made: dict[str, Any] = {"dtype": lm.dtype, "device": lm.device}
     layer = SlabLayer(run.flight, tokens + 1)
     keys = torch.empty(run.flight, config.num_key_value_heads, 1, run.policy.width // run.policy.heads, **made)
     layer.lazy_initialization(keys, keys)

@@ -6,6 +6,7 @@ import copy
 import fcntl
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -184,12 +185,12 @@ def test_only_one_training_is_at_work_in_a_folder(start: Launch) -> None:
             launching.run(start)
 
 
-def interrupting(at: str, said: list[str]) -> Callable[[str], None]:
-    """Keeps what is said, and interrupts once a line begins so."""
+def interrupting(step: int, said: list[str]) -> Callable[[str], None]:
+    """Keeps what is said, and interrupts at the first line of a step that is not before ``step``."""
 
     def say(line: str) -> None:
         said.append(line)
-        if line.startswith(at):
+        if (found := re.match(r"APA step (\d+)/", line)) and int(found[1]) >= step:
             raise KeyboardInterrupt
 
     return say
@@ -198,7 +199,7 @@ def interrupting(at: str, said: list[str]) -> Callable[[str], None]:
 def test_an_interrupt_ends_the_child_and_the_next_start_goes_on_to_the_same_end(start: Launch) -> None:
     said: list[str] = []
     with pytest.raises(KeyboardInterrupt):
-        launching.run(replace(start, recipe=replace(QUICK, steps=1000)), interrupting("APA step 3/1000: rew", said))
+        launching.run(replace(start, recipe=replace(QUICK, steps=1000)), interrupting(3, said))
     assert said[-1].startswith("stopped; started again, the training")
     assert [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE] == []
     kept = len(torch.load(start.out / "tuning.pt", weights_only=True)["loop"]["history"])

@@ -156,8 +156,8 @@ def run(launch: Launch, say: Callable[[str], None] = print) -> Trained:
             f"the training in {launch.out} ended with code {child.returncode}. Put right what the end of its log says, "
             f"and start it again:\n{watch.tail()}"
         )
-    tables = (pd.read_csv(launch.out / name) for name in ("curve.csv", "evaluation.csv"))
-    return Trained(*tables, launch.out / "policy")
+    curve, evaluation = (pd.read_csv(launch.out / name) for name in ("curve.csv", "evaluation.csv"))
+    return Trained(curve, evaluation, launch.out / "policy")
 
 
 class _Watch:
@@ -166,6 +166,7 @@ class _Watch:
     def __init__(self, launch: Launch, say: Callable[[str], None], start: int) -> None:
         self.log, self.name, self.say = launch.out / LOG, launch.recipe.objective.upper(), say
         self.start = self.read = start
+        self.told = 0
         self.steps = progress.Tail(launch.out / PROGRESS)
 
     def look(self) -> None:
@@ -180,7 +181,8 @@ class _Watch:
         for record in self.steps.new():
             step, total, rates = record["step"], record["total"], record["rates"]
             progress.report(step, total, record["desc"], **rates)
-            if record["desc"] == self.name:
+            if record["desc"] == self.name and step > self.told:  # several ranks may report one step
+                self.told = step
                 known = [f"{name.replace('_', ' ')} {rates[name]:.3g}" for name in SHOWN if name in rates]
                 self.say(f"{self.name} step {step}/{total}: {', '.join(known)}")
 
