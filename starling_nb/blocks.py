@@ -110,6 +110,12 @@ def trunk_states(decoder: Any, ids: Tensor, positions: Tensor, mask: Tensor | La
     return run_blocks(decoder, hidden, positions.to(hidden.device), mask, 0, stop)
 
 
+def whole(value: Tensor) -> Tensor:
+    """``value``; where FSDP2 holds a shard of it in every process, which all must call this, the whole of it."""
+    found: Tensor = value.full_tensor() if hasattr(value, "full_tensor") else value
+    return found
+
+
 class Top(nn.Module):
     """A float32 copy of the blocks above the trunk and of the final norm, with what learns in them.
 
@@ -162,14 +168,17 @@ class Top(nn.Module):
 
     @torch.no_grad()
     def write_into(self, decoder: Any) -> None:
-        """Copy the weights back into the blocks they came from, in the decoder's own type; adapters are merged."""
+        """Copy the weights back into the blocks they came from, in the decoder's own type; adapters are merged.
+
+        Where FSDP2 shards them, all processes must call this.
+        """
         layers = self.plain()
         for ours, theirs in zip(layers, decoder.layers[self.start :], strict=True):
             for source, target in zip(ours.parameters(), theirs.parameters(), strict=True):
-                target.copy_(source)
-        decoder.norm.weight.copy_(self.norm.weight)
+                target.copy_(whole(source))
+        decoder.norm.weight.copy_(whole(self.norm.weight))
         if self.trainable.embeddings:
-            decoder.embed_tokens.weight.copy_(self.embed_tokens.weight)
+            decoder.embed_tokens.weight.copy_(whole(self.embed_tokens.weight))
 
 
 @contextmanager

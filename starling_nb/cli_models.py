@@ -96,7 +96,10 @@ def tune(
     dollars: Annotated[float | None, typer.Option(help="Stop before the judge could be paid more.")] = None,
     requests: Annotated[int | None, typer.Option(help="Stop after so many paid requests to the judge.")] = None,
 ) -> None:
-    """Tune a model on prompts by a reward model; measure it on test prompts; run it again to go on."""
+    """Tune a model on prompts by a reward model; measure it on test prompts; run it again to go on.
+
+    Under accelerate launch (or torchrun, on CPUs too) several processes share it.
+    """
     from starling_nb.judge import Budget
     from starling_nb.judge.connect import connect
     from starling_nb.policy import running

@@ -48,9 +48,6 @@ class Minibatch:
     ``[rows]`` are the shaped rewards of whole answers, ``kl`` the weight of the log-ratio.
     """
 
-    places: list[int]
-    tokens: float
-    rows: float
     batch: Batch
     old: Comparison
     foreseen: Tensor
@@ -58,6 +55,9 @@ class Minibatch:
     returns: Tensor
     scores: Tensor
     kl: float
+    places: Sequence[int] = ()
+    tokens: float = 1.0
+    rows: float = 1.0
 
 
 def raw_scores(rollouts: Sequence[Rollout]) -> Tensor:
@@ -169,10 +169,11 @@ def minibatches(
         for rows, own in zip(whole, ours, strict=True):
             if not (tokens := sum(learned[i] for i in rows)):
                 raise TuningError("a minibatch holds no token to learn from: set hide_eos=false, or enlarge minibatch")
-            shares = sum(learned[i] for i in own) / tokens, len(own) / len(rows)
             taken = own or others
-            some = _fixed(hydra, [rollouts[i] for i in taken], shaped[taken], [ahead[i] for i in taken], recipe, kl)
-            parts.append(Minibatch(own, *shares, *some))
+            part = _minibatch(hydra, [rollouts[i] for i in taken], shaped[taken], [ahead[i] for i in taken], recipe, kl)
+            part.places, part.rows = own, len(own) / len(rows)
+            part.tokens = sum(learned[i] for i in own) / tokens
+            parts.append(part)
     if recipe.whiten:
         every = team.joined(torch.cat([part.advantages[part.batch.mask] for part in parts if part.places]))
         for part in parts:
@@ -180,10 +181,10 @@ def minibatches(
     return parts
 
 
-def _fixed(
+def _minibatch(
     hydra: Hydra, rollouts: Sequence[Rollout], shaped: Tensor, ahead: Sequence[Tensor], recipe: Recipe, kl: float | None
-) -> tuple[Batch, Comparison, Tensor, Tensor, Tensor, Tensor, float]:
-    """Of some rows: from ``batch`` on, what a :class:`Minibatch` holds."""
+) -> Minibatch:
+    """Some rows, as if they were all of it."""
     kl = recipe.kl if kl is None else kl
     batch = collate_rollouts(rollouts)
     old, scores = hydra.compare(batch), shaped.to(batch.states.device)
@@ -193,7 +194,7 @@ def _fixed(
     rewards[torch.arange(len(rollouts), device=ends.device), ends] += scores
     values = batch.unflatten(old.values) + foreseen
     advantages, returns = losses.gae(rewards, values, batch.mask.float(), gamma=1.0, lam=recipe.gae_lambda)
-    return batch, old, foreseen, advantages, returns, scores, kl
+    return Minibatch(batch, old, foreseen, advantages, returns, scores, kl)
 
 
 def similar_lengths(rollouts: Sequence[Rollout], recipe: Recipe) -> list[list[int]]:

@@ -143,6 +143,7 @@ class Hydra(nn.Module):
         self.register_buffer("head", model.lm_head.weight.detach(), persistent=False)
         # What never changes, the head above all, processes need not send each other before every pass.
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
+        self._no_split_modules = [type(model.model.layers[0]).__name__]  # FSDP2 shards block by block
 
     def learning(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What learns of the policy's blocks, and of the critic."""
@@ -172,7 +173,7 @@ class Hydra(nn.Module):
         if self.value_top is not None:
             hidden = batch.through(self.value_top)
         values: Tensor = self.value_head(hidden.float())[:, 0].float()
-        return values
+        return values.clone()  # no view: FSDP2 hooks onto what a forward pass returns
 
     @torch.no_grad()
     def reference_logprobs(self, batch: Batch) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from starling_nb import files, losses
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
+from starling_nb.policy import sharded
 from starling_nb.policy.hydra import Batch, Hydra, collate
 from starling_nb.policy.sharing import Team
 from starling_nb.reward.comparisons import Comparison
@@ -147,7 +148,7 @@ def descend(
     hydra: Any = Hydra(lm, run.trainable)
     hydra.value_head.requires_grad_(False)  # processes would wait for its gradient
     optimizer: Any = torch.optim.AdamW(hydra.learning()[0], lr=run.lr, betas=(0.9, 0.95), weight_decay=0.0, fused=True)
-    hydra, optimizer = accelerator.prepare(hydra, optimizer)
+    hydra, optimizer = sharded.prepared(accelerator, hydra, optimizer)
     plain: Hydra = accelerator.unwrap_model(hydra)
     with team.together():
         history = _restore(checkpoint, plain, optimizer, run)
@@ -162,13 +163,16 @@ def descend(
         optimizer.step()
         optimizer.zero_grad()
         history.append({"step": float(step), **record})
+        due = checkpoint is not None and ((step + 1) % 10 == 0 or step + 1 == run.steps)
+        state = _state(plain, optimizer, history, run) if due else None
         with team.together():
             if report is not None and team.main:
                 report(step + 1, run.steps, history[-1])
-            if checkpoint is not None and team.main and ((step + 1) % 10 == 0 or step + 1 == run.steps):
-                _save(checkpoint, plain, optimizer, history, run)
+            if checkpoint is not None and state is not None and team.main:
+                with files.replacing(checkpoint) as part:
+                    torch.save(state, part)
     plain.top.write_into(lm.model.model)
-    return plain, history
+    return sharded.unsharded(plain, lambda: Hydra(lm, run.trainable)), history
 
 
 def _loss(ours: Tensor, theirs: Tensor, recipe: Recipe) -> Tensor:
@@ -188,10 +192,9 @@ def _margins(ours: Tensor, theirs: Tensor) -> dict[str, Tensor]:
     return {"margin": margin.mean(), "accuracy": (margin > 0).float().mean()}
 
 
-def _save(path: Path, hydra: Hydra, optimizer: Any, history: list[dict[str, float]], run: Run) -> None:
-    state = {"run": run.named(len(history)), "top": hydra.top.state_dict(), "optimizer": optimizer.state_dict()}
-    with files.replacing(path) as part:
-        torch.save(state | {"history": history}, part)
+def _state(hydra: Hydra, optimizer: Any, history: list[dict[str, float]], run: Run) -> dict[str, Any]:
+    states = {"top": hydra.top.state_dict(), "optimizer": optimizer.state_dict()}
+    return {**sharded.gathered(states), "history": history, "run": run.named(len(history))}
 
 
 def _restore(path: Path | None, hydra: Hydra, optimizer: Any, run: Run) -> list[dict[str, float]]:
@@ -203,8 +206,8 @@ def _restore(path: Path | None, hydra: Hydra, optimizer: Any, run: Run) -> list[
         raise StarlingError(
             f"{path} belongs to another run (start model, data or recipe): delete it, or go back to that one"
         )
-    hydra.top.load_state_dict(state["top"])
-    optimizer.load_state_dict(state["optimizer"])
+    hydra.top.load_state_dict(sharded.weights_for(hydra.top, state["top"]))
+    optimizer.load_state_dict(sharded.moments_for(optimizer, state["optimizer"]))
     return history
 
 

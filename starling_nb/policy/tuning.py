@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from starling_nb import files, progress
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt, key
-from starling_nb.policy import guards, objectives
+from starling_nb.policy import guards, objectives, sharded
 from starling_nb.policy.experience import Minibatch, Scale, minibatches, scale_of, summary
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe, TuningError
@@ -116,12 +116,16 @@ def tune(
         loop.history.append(record | _learn(loop, parts, recipe, step, lm.chat.eos_id))
         loop.kl = steered(loop.kl, record["kl"], recipe)
         plain.top.write_into(lm.model.model)
+        due = checkpoint is not None and ((step + 1) % 2 == 0 or step + 1 == recipe.steps)
+        state = _state(loop, own) if due else None
         with team.together():
             if report is not None and team.main:
                 report(step + 1, recipe.steps, loop.history[-1])
-            if checkpoint is not None and team.main and ((step + 1) % 2 == 0 or step + 1 == recipe.steps):
-                _save(checkpoint, loop, own)
-    return Tuned(plain, loop.history, resumed, guards.quirks(recipe))
+            if checkpoint is not None and state is not None and team.main:
+                with files.replacing(checkpoint) as part:
+                    torch.save(state, part)
+    hydra = sharded.unsharded(plain, lambda: Hydra(lm, recipe.trainable, recipe.value))
+    return Tuned(hydra, loop.history, resumed, guards.quirks(recipe))
 
 
 def steered(weight: float, kl: float, recipe: Recipe) -> float:
@@ -156,7 +160,7 @@ def _start(lm: LM, recipe: Recipe) -> _Loop:
         weight_decay=1e-6,
         fused=True,
     )
-    return _Loop(accelerator, recipe.kl, *accelerator.prepare(hydra, optimizer), team)
+    return _Loop(accelerator, recipe.kl, *sharded.prepared(accelerator, hydra, optimizer), team)
 
 
 def _rollouts(
@@ -241,16 +245,15 @@ def _name(lm: LM, prompts: Sequence[Prompt], recipe: Recipe, rules: Mapping[str,
     return files.sha256(f"{lm.name}{replace(recipe, steps=1)}{told}".encode())
 
 
-def _save(path: Path, loop: _Loop, run: str) -> None:
+def _state(loop: _Loop, run: str) -> dict[str, Any]:
+    """What a run is gone on from."""
     assert loop.scale is not None
-    state = {
+    return {
         "run": run,
-        "hydra": loop.plain.own_state(),
-        "optimizer": loop.optimizer.state_dict(),
+        "hydra": sharded.gathered(loop.plain.own_state()),
+        "optimizer": sharded.gathered(loop.optimizer.state_dict()),
         "loop": {"history": loop.history, "kl": loop.kl, "scale": asdict(loop.scale)},
     }
-    with files.replacing(path) as part:
-        torch.save(state, part)
 
 
 def _restore(path: Path | None, loop: _Loop, run: str) -> int:
@@ -266,7 +269,7 @@ def _load(path: Path, loop: _Loop, run: str) -> None:
         raise TuningError(
             f"{path} belongs to another run (start model, prompts, recipe or rules): delete it, or go back to that one"
         )
-    loop.plain.load_own_state(state["hydra"])
-    loop.optimizer.load_state_dict(state["optimizer"])
+    loop.plain.load_own_state(sharded.weights_for(loop.plain, state["hydra"]))
+    loop.optimizer.load_state_dict(sharded.moments_for(loop.optimizer, state["optimizer"]))
     kept = state["loop"]
     loop.history, loop.kl, loop.scale = kept["history"], kept["kl"], Scale(**kept["scale"])

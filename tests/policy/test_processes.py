@@ -14,11 +14,14 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import FullyShardedDataParallelPlugin
+from accelerate.utils import DistributedType
 
 import processes
 import toy
 from starling_nb import losses
-from starling_nb.policy import c_rlft, experience, offline, sharing, tuning
+from starling_nb.models import LM
+from starling_nb.policy import c_rlft, experience, offline, sharded, sharing, tuning
 from starling_nb.policy.hydra import Hydra, collate
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.tuning import tune
@@ -159,6 +162,19 @@ def faults(folder: Path, rank: int) -> dict[str, str]:
     return found
 
 
+accelerator = LM.accelerator
+
+
+def sharding(lm: LM) -> Any:
+    """As ``accelerate launch --use_fsdp --fsdp_version 2`` makes it on GPUs; on the CPU it is told afterwards."""
+    found = accelerator(lm)
+    plugin = FullyShardedDataParallelPlugin(
+        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+    )
+    found.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
+    return found
+
+
 def shared(folder: Path) -> dict[str, Any]:
     """All that two processes do, one after the other."""
     rank = int(os.environ["RANK"])
@@ -169,8 +185,23 @@ def shared(folder: Path) -> dict[str, Any]:
     path = folder / "two.pt"
     found["stopped"] = reason(partial(tuned, RECIPES["apa"], checkpoint=path, report=stop))
     if rank == 0:
-        shutil.copy(path, folder / "half.pt")
+        for name in ("half.pt", "sharded.pt"):
+            shutil.copy(path, folder / name)
     found["again"] = tuned(RECIPES["apa"], checkpoint=path)
+    found["shards"] = []
+
+    def watched(*given: Any) -> Any:
+        hydra, optimizer = prepared(*given)
+        weights = list(hydra.parameters())
+        found["shards"].append([sum(w.to_local().numel() for w in weights), sum(w.numel() for w in weights)])
+        return hydra, optimizer
+
+    prepared = sharded.prepared
+    with patch.object(LM, "accelerator", sharding), patch.object(sharded, "prepared", watched):
+        found |= {f"sharded {name}": tuned(RECIPES[name]) for name in ("ppo", "p3o")}
+        found["sharded again"] = tuned(RECIPES["apa"], checkpoint=folder / "sharded.pt")
+        found["sharded dpo"] = paired()
+        found["faults"]["adapters"] = reason(partial(tuned, RECIPES["rloo"]))
     return found
 
 
@@ -264,6 +295,20 @@ def test_a_fault_in_one_process_stops_both_with_its_reason(both: list[dict[str, 
     assert "belongs to another run" in first["another"]
     assert second["another"].startswith("TuningError: process 0 has stopped: ")
     assert all("processes find different checkpoints" in found["missing"] for found in (first, second))
+
+
+def test_a_sharded_hydra_is_a_whole_one(both: list[dict[str, Any]], folder: Path) -> None:
+    """FSDP2: weights, gradients and moments in shards, each policy block a unit; checkpoints stay whole."""
+    for (first, whole), (second, _) in zip(*(found["shards"] for found in both), strict=True):
+        assert first + second == whole
+        assert first == pytest.approx(second, rel=0.1)
+    for name in ("ppo", "p3o", "dpo"):
+        for found in both:
+            same(found[f"sharded {name}"], both[0][name])
+        assert equal(both[0][f"sharded {name}"], both[1][f"sharded {name}"])
+    same(both[0]["sharded again"], both[0]["apa"])
+    assert equal(tuned(RECIPES["apa"], checkpoint=folder / "sharded.pt"), both[0]["sharded again"])
+    assert all("adapters are small" in found["faults"]["adapters"] for found in both)
 
 
 def test_prompts_are_shared_whole() -> None:
