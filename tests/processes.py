@@ -35,7 +35,7 @@ def environment() -> dict[str, str]:
 def run(script: Path, folder: Path, *words: str, n: int = 2) -> None:
     """Run ``n`` processes of a script whose arguments are folder and words; each leaves what it :func:`keeps <keep>`.
 
-    A process that fails, or is not done within five minutes, ends all of them and the test.
+    A process that fails, or is not done within ten minutes, ends all of them and the test.
     """
     common = environment() | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(n)}
     started = [
@@ -48,7 +48,7 @@ def run(script: Path, folder: Path, *words: str, n: int = 2) -> None:
         for rank in range(n)
     ]
     try:
-        told = [process.communicate(timeout=300)[1] for process in started]
+        told = [process.communicate(timeout=600)[1] for process in started]
     finally:
         for process in started:
             process.kill()
