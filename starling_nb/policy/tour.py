@@ -11,13 +11,14 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 
-from starling_nb import losses
+from starling_nb import losses, progress
 from starling_nb.blocks import first_trainable
 from starling_nb.models import LM
 from starling_nb.nectar import dataset
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import measure, tuning
-from starling_nb.policy.arms import Named, direct
+from starling_nb.policy.arms import direct
+from starling_nb.policy.dashboard import Dashboard
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
 from starling_nb.reward import RewardModel
@@ -55,10 +56,13 @@ def run_arms(
     short_steps: int,
     rows: Path,
     checkpoints: Path,
-    named: Named,
     offsets: Mapping[str, float],
+    watched: Sequence[Prompt] = (),
 ) -> Arms:
-    """APA at full length, PPO and P3O for ``short_steps``, DPO on as many sequences, each from the start model."""
+    """APA at full length, PPO and P3O for ``short_steps``, DPO on as many sequences, each from the start model.
+
+    Each has a dashboard, on which its answers to the ``watched`` prompts are shown.
+    """
     hydras: dict[str, Hydra] = {}
     frames, resumed = [], 0
     for method in ONLINE:
@@ -74,7 +78,7 @@ def run_arms(
             own,
             offsets=offsets,
             checkpoint=checkpoints / f"{method}.pt",
-            report=named(method.upper()),
+            report=Dashboard(method.upper(), fresh, reward, watched, recipe.max_new_tokens),
         )
         hydras[method], resumed = tuned.hydra, max(resumed, tuned.resumed)
         frames.append(pd.DataFrame(tuned.history).assign(method=method))
@@ -83,7 +87,7 @@ def run_arms(
         ranked = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known]
         fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
         short = replace(recipe, steps=short_steps)
-        hydras["dpo"] = direct(fresh, ranked, short, checkpoints / "dpo.pt", named)[0]
+        hydras["dpo"] = direct(fresh, ranked, short, checkpoints / "dpo.pt", progress.named)[0]
     return Arms(hydras, pd.concat(frames, ignore_index=True), resumed)
 
 
