@@ -114,7 +114,7 @@ AttentionInterface.register("grouped", grouped_attention)
 AttentionMaskInterface.register("grouped", sdpa_mask)
 
 
-def slab_cache(model: Any, rows: int, length: int) -> Cache:
+def slab_cache(model: Any, rows: int, length: int) -> Any:
     """A cache of ``rows`` by ``length`` positions for ``model``, to be read by :func:`folded` attention."""
     return Cache(layers=[SlabLayer(rows, length) for _ in range(model.config.num_hidden_layers)])
 
