@@ -48,6 +48,8 @@ def train_reward(
     )
     plan = running.Plan(data, out, base, depth, limit, tuple(held_out or ()), judge=judge, recipe=recipe)
     done = running.run(plan, named)
+    if done is None:  # the main process speaks for all
+        return
     dropped = ", ".join(f"{count} {reason}" for reason, count in done.dropped.items()) or "none"
     typer.echo(f"comparisons: {done.sizes}; left out: {dropped}; prompt tokens cut: {done.cut}")
     typer.echo(done.board[done.board.metric == "pairwise_accuracy"].to_string(index=False))

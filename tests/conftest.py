@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 os.environ |= {"OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "2000"}  # before torch is imported
 
 import pytest
 from jaxtyping import install_import_hook
+
+# Interrupts are tested, and whoever is started in the background by a shell begins deaf to them.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Shapes and types in the signatures of the losses are checked, in tests only.
 install_import_hook(["starling_nb.losses"], "beartype.beartype")

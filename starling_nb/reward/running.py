@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from accelerate import PartialState
 
 from starling_nb import files, models
 from starling_nb.chat import Message
@@ -64,8 +65,11 @@ class Trained:
     """Flat scores, accuracy at chance: what should be looked at before the model is used."""
 
 
-def run(plan: Plan, named: Named) -> Trained:
+def run(plan: Plan, named: Named) -> Trained | None:
     """Train on the training prompts of a file, measure on its test prompts, write ``<out>/model``.
+
+    Under ``accelerate launch`` or ``torchrun`` the processes share the training; the main one measures and writes, the
+    others return None.
 
     A broken-off run goes on from ``<out>/training.pt`` when it is started again. ``<out>/evaluation.csv`` holds the
     scoreboard, ``<out>/curve.csv`` one row a step.
@@ -73,7 +77,9 @@ def run(plan: Plan, named: Named) -> Trained:
     Raises:
         StarlingError: the file holds nothing to train on or nothing to test on, or as :func:`train`.
     """
-    lm = models.load(plan.base, dtype=plan.dtype, template=plan.template)
+    processes = PartialState(cpu=models.device() == "cpu")
+    with processes.main_process_first():  # it may have to fetch and convert the model
+        lm = models.load(plan.base, dtype=plan.dtype, template=plan.template)
     lm = models.shallow(lm, plan.depth) if plan.depth else lm
     parts, dropped = ranked.read(plan.data, lm.chat, plan.held_out, plan.limit)
     size = {"limit": plan.limit, "row_tokens": plan.recipe.row_tokens}
@@ -84,6 +90,8 @@ def run(plan: Plan, named: Named) -> Trained:
     scorer, history, _ = train(
         lm, ready["train"], plan.recipe, checkpoint=plan.out / "training.pt", report=named("training")
     )
+    if not processes.is_main_process:
+        return None
     found = scoring.predict(scorer, ready["test"], lm.dtype, plan.recipe.row_tokens)
     scores: dict[str, scoreboard.Scores] = {plan.recipe.loss: found}
     scores |= scoreboard.baselines(parts["train"], parts["test"])

@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from typer.testing import CliRunner
 
+import processes
 import toy
 from starling_nb.chat import from_nectar_text
 from starling_nb.cli import app
@@ -118,14 +119,28 @@ def test_a_run_that_was_killed_ends_as_if_it_had_not_been(base: Path, data: Path
         return report
 
     whole = running.run(running.Plan(data, tmp_path / "whole", str(base), recipe=recipe), quiet)
+    assert whole
     plan = running.Plan(data, tmp_path / "cut", str(base), recipe=recipe)
     with pytest.raises(Stop):
         running.run(plan, pulled)
     assert not (tmp_path / "cut" / "model").exists()
     again = running.run(plan, quiet)
+    assert again
     weights = [(one.model / "model.safetensors").read_bytes() for one in (whole, again)]
     assert weights[0] == weights[1]
     assert (tmp_path / "whole" / "curve.csv").read_bytes() == (tmp_path / "cut" / "curve.csv").read_bytes()
+
+
+def test_two_processes_train_one_model_and_the_main_one_speaks(base: Path, data: Path, tmp_path: Path) -> None:
+    words = [str(data), "--base", str(base), "--epochs", "2", "--batch", "4", "--trainable", "last:1"]
+    call("train-reward", *words, "--out", tmp_path / "one")
+    told = processes.launch("train-reward", *words, "--out", str(tmp_path / "two"))
+    assert told.count("comparisons: ") == 1
+    curves = [pd.read_csv(tmp_path / out / "curve.csv") for out in ("one", "two")]
+    pd.testing.assert_frame_equal(*curves, rtol=1e-4)
+    texts = [[*toy.user("why?"), {"role": "assistant", "content": "eee"}]]
+    scores = [RewardModel.from_pretrained(tmp_path / out / "model").score(texts)[0] for out in ("one", "two")]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-4)
 
 
 def test_what_cannot_be_done_is_said_before_anything_is_written(base: Path, data: Path, tmp_path: Path) -> None:
