@@ -94,6 +94,7 @@ def tune(
         list[str] | None, typer.Option("--rule", help="A rule or question and its weight: declines=-0.5.")
     ] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Test prompts answered before and after, at most.")] = 100,
+    sampler: Annotated[str, typer.Option(help="Who samples: own, or vllm on the same GPU.")] = "own",
     judge: Annotated[str | None, typer.Option(help="Who settles rules that are questions, as for judge.")] = None,
     dollars: Annotated[float | None, typer.Option(help="Stop before the judge could be paid more.")] = None,
     requests: Annotated[int | None, typer.Option(help="Stop after so many paid requests to the judge.")] = None,
@@ -112,7 +113,8 @@ def tune(
     asked = connect(judge, out / "ledger.sqlite", budget=budget, attempts=3) if judge else nullcontext()
     with asked as connected:
         added = weighted(rules or (), connected)
-        done = running.run(running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added))
+        plan = running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added, sampler=sampler)  # type: ignore[arg-type]
+        done = running.run(plan)
     if done is None:  # the main process speaks for all
         return
     typer.echo(done.table.to_string(index=False))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 from accelerate import PartialState
@@ -16,7 +16,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import split_of
 from starling_nb.nectar.responses import making
-from starling_nb.policy import checkpoint, measure, tuning
+from starling_nb.policy import checkpoint, measure, tuning, vllm_rollouts
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
@@ -46,6 +46,8 @@ class Plan:
     """How it is tuned."""
     rules: Mapping[str, tuple[float, Rule]] = field(default_factory=dict)
     """Rules added to the reward, with their weights."""
+    sampler: Literal["own", "vllm"] = "own"
+    """Who samples the rollouts: this package, or vLLM on the same GPU."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,16 @@ def run(plan: Plan) -> Done | None:
     start = LM(copy.deepcopy(lm.model), lm.chat, lm.name) if processes.is_main_process else None
     said = named(plan.recipe.objective.upper())
     kept = plan.out / "tuning.pt"
-    tuned = tuning.tune(lm, reward, parts["train"], plan.recipe, rules=plan.rules, checkpoint=kept, report=said)
+    tuned = tuning.tune(
+        lm,
+        reward,
+        parts["train"],
+        plan.recipe,
+        rules=plan.rules,
+        checkpoint=kept,
+        report=said,
+        sampler=_sampler(plan, lm, parts["train"]),
+    )
     if start is None:
         return None
     table = _table(tuned.hydra, start, lm, reward, test, plan.recipe)
@@ -94,6 +105,16 @@ def run(plan: Plan) -> Done | None:
     files.write_text(plan.out / "curve.csv", pd.DataFrame(tuned.history).to_csv(index=False))
     files.write_text(plan.out / "evaluation.csv", table.to_csv(index=False))
     return Done(plan.out / "policy", table, tuned.warnings)
+
+
+def _sampler(plan: Plan, lm: LM, prompts: Sequence[Any]) -> Callable[..., list[models.Sample]]:
+    """The sampler by its name; vLLM with room for the longest prompt and an answer."""
+    if plan.sampler == "own":
+        return models.sample
+    if plan.sampler != "vllm":
+        raise StarlingError(f"unknown sampler {plan.sampler!r}: choose own or vllm")
+    longest = max(len(lm.chat.prompt_ids(prompt.messages)) for prompt in prompts)
+    return vllm_rollouts.start(lm, plan.out / "vllm", max_model_len=longest + plan.recipe.max_new_tokens)
 
 
 def _table(

@@ -16,7 +16,7 @@ import torch
 from accelerate import Accelerator
 
 from starling_nb import files, progress
-from starling_nb.models import LM
+from starling_nb.models import LM, Sample, sample
 from starling_nb.nectar.prompts import Prompt, key
 from starling_nb.policy import guards, objectives, sharded
 from starling_nb.policy.experience import Minibatch, Scale, minibatches, scale_of, summary
@@ -58,6 +58,7 @@ class _Loop:
     hydra: Any
     optimizer: Any
     team: Team
+    sampler: Callable[..., list[Sample]]
     history: list[dict[str, float]] = field(default_factory=list)
     scale: Scale | None = None
 
@@ -78,12 +79,14 @@ def tune(
     rules: Mapping[str, tuple[float, Rule]] | None = None,
     checkpoint: Path | None = None,
     report: Report | None = None,
+    sampler: Callable[..., list[Sample]] = sample,
 ) -> Tuned:
     """Tune ``lm`` online; its top blocks are overwritten with the policy's as it learns.
 
     ``offsets`` holds, by prompt key, what is taken off every score of a prompt: a K-wise loss leaves a constant per
     prompt undecided, and that constant would only be noise here (:func:`starling_nb.reward.comparisons.offsets`).
-    ``rules`` are added to the reward with their weights, in units of the score's spread.
+    ``rules`` are added to the reward with their weights, in units of the score's spread. ``sampler`` takes the place of
+    :func:`starling_nb.models.sample` (:mod:`starling_nb.policy.vllm_rollouts`).
 
     One record a step: reward (raw score), kl (nats a sequence, exact, summed over tokens), length (tokens),
     eos_rate, entropy (nats a token), value_loss, policy_loss, explained (share of the return's variance that the
@@ -94,7 +97,7 @@ def tune(
         TuningError: a guard stopped the run (:mod:`starling_nb.policy.guards`), or the reward is constant or no number.
     """
     torch.manual_seed(recipe.seed)
-    loop = _start(lm, recipe)
+    loop = _start(lm, recipe, sampler)
     own = _name(lm, prompts, recipe, rules or {})
     resumed = _restore(checkpoint, loop, own)
     plain, team = loop.plain, loop.team
@@ -145,7 +148,7 @@ def _scale(before: Scale | None, rollouts: Sequence[Rollout], recipe: Recipe) ->
     return before.joined(scale_of(rollouts)) if recipe.scale == "running" else before
 
 
-def _start(lm: LM, recipe: Recipe) -> _Loop:
+def _start(lm: LM, recipe: Recipe, sampler: Callable[..., list[Sample]] = sample) -> _Loop:
     accelerator = lm.accelerator()
     team = Team(accelerator)
     if recipe.rollouts // recipe.answers < team.size:
@@ -160,7 +163,7 @@ def _start(lm: LM, recipe: Recipe) -> _Loop:
         weight_decay=1e-6,
         fused=True,
     )
-    return _Loop(accelerator, recipe.kl, *sharded.prepared(accelerator, hydra, optimizer), team)
+    return _Loop(accelerator, recipe.kl, *sharded.prepared(accelerator, hydra, optimizer), team, sampler)
 
 
 def _rollouts(
@@ -186,6 +189,7 @@ def _rollouts(
             max_new_tokens=recipe.max_new_tokens,
             capture=score.capture,
             progress=said if loop.team.main else None,
+            sampler=loop.sampler,
         )
         guards.begins_once(own, lm)
         score(own)

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -24,9 +23,9 @@ import toy
 from starling_nb import models
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM, ModelError, Sample
-from starling_nb.policy import tuning, vllm_rollouts
+from starling_nb.policy import running, tuning, vllm_rollouts
 from starling_nb.policy.recipe import Recipe
-from starling_nb.policy.rollouts import collect
+from starling_nb.policy.running import Plan
 from starling_nb.policy.vllm_rollouts import keep_states, start
 
 
@@ -305,19 +304,29 @@ def test_an_answer_cut_by_the_engine_is_an_error(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("_vllm")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_tuning_runs_on_its_rollouts_and_the_guards_are_quiet(
-    dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tuning_runs_on_its_rollouts_and_the_guards_are_quiet(dtype: torch.dtype, tmp_path: Path) -> None:
     lm = toy.lm(dtype=dtype)
     sampler = start(lm, tmp_path)
-    monkeypatch.setattr(tuning, "collect", partial(collect, sampler=sampler))
     recipe = Recipe(steps=3, rollouts=16, lr=3e-3, critic_warmup=0, max_new_tokens=6, trainable="last:2")
     before = toy.weights(lm.model)
-    found = tuning.tune(lm, toy.Likes(lm, "aeiou"), toy.prompts(toy.QUESTIONS), recipe)
+    found = tuning.tune(lm, toy.Likes(lm, "aeiou"), toy.prompts(toy.QUESTIONS), recipe, sampler=sampler)
     assert max(record["sampler_gap"] for record in found.history) < (0.2 if dtype == torch.bfloat16 else 1e-4)
     assert found.history[-1]["kl"] > 0
     assert toy.changed(before, lm.model)
     assert sampler.engine.calls.count("finish") == 3
+
+
+@pytest.mark.usefixtures("_vllm")
+def test_the_command_starts_it_with_room_for_the_longest_answer(tmp_path: Path) -> None:
+    lm, prompts = toy.lm(), toy.prompts(toy.QUESTIONS)
+    plan = Plan(tmp_path, "", tmp_path, recipe=Recipe(max_new_tokens=7), sampler="vllm")
+    sampler = running._sampler(plan, lm, prompts)
+    assert isinstance(sampler, vllm_rollouts.Sampler)
+    longest = max(len(lm.chat.prompt_ids(prompt.messages)) for prompt in prompts)
+    assert sampler.engine.limit == longest + 7
+    assert running._sampler(Plan(tmp_path, "", tmp_path), lm, prompts) is models.sample
+    with pytest.raises(StarlingError, match="choose own or vllm"):
+        running._sampler(replace(plan, sampler="sglang"), lm, prompts)  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_started_is_told(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
