@@ -3,15 +3,15 @@
     python -m benchmarks.study [CHAPTER ...] [--workers 2] [--out outputs/study]
 
 Hours on two cores, and resumable arm by arm: each is a process of its own with one thread, and is kept when it is done.
-``trials`` come first: every method gets the same number of learning rates on validation prompts, and the best goes into
-all other chapters, which are measured on test prompts:
+``trials`` come first: every method gets the same learning rates, for fewer steps, on validation prompts, and the best goes
+into all other chapters, which are measured on test prompts:
 
 ``methods``   APA, PPO, P3O, RLOO and DPO on as many sequences, beside the start model
 ``labels``    APA, PPO and P3O with a reward model from a quarter of the rankings, from noisy ones, from a naive judge's
 ``parts``     APA on the last blocks, on middle blocks, and on adapters
 ``starts``    DPO and APA from the chat model's imitation of the data set's best answers
 ``beyond``    APA's policies, extrapolated
-``switches``  APA with one switch of the published recipe at a time, and with all of them
+``switches``  APA with a part of the published recipe at a time, and with all of it
 
 Writes ``benchmarks/results/study/policy.parquet``, the mean of an arm's answers to each prompt, from which notebook 04
 computes every interval, and ``policy.json``: commit, machine, recipe, the trials and the steps of every arm.
@@ -36,11 +36,21 @@ from starling_nb.policy import arms, baselines, c_rlft, effects
 from starling_nb.policy.arms import Arm, Ground
 from starling_nb.policy.recipe import PUBLISHED, Recipe
 from starling_nb.reward import training
+from starling_nb.runner import manifest
 
 SEEDS = (0, 1, 2)
 TRIAL_SEED = 100
-RATES = ("1e-4", "2e-4", "4e-4")
+RATES = ("2e-4", "4e-4")
+TRIAL = "steps=6"
 METHODS = (*arms.ONLINE, "dpo")
+PARTS = {
+    "target": ("anchor", "lam", "whiten"),
+    "baseline": ("centre", "answers"),
+    "scale": ("scale", "score_clip", "kl"),
+    "ending": ("missing_eos", "hide_eos"),
+    "critic": ("gae_lambda", "foresee", "value_clip", "critic_warmup", "critic_gate"),
+}
+"""Switches of the published recipe that make one decision together."""
 SCALED = ("lr", "value_lr", "epochs", "trainable")
 """Switches of the published recipe that belong to its size, and stay ours."""
 ROWS = {"final": (), "naive": ("--set", "01.variant=naive")}
@@ -71,13 +81,14 @@ def ground(folder: Path, profile: str) -> Ground:
 
 def trials() -> list[Arm]:
     """Every method at every learning rate."""
-    tried = [Arm(m, TRIAL_SEED, changes=(f"lr={r}",), split="validation") for r in RATES for m in METHODS]
+    tried = [Arm(m, TRIAL_SEED, changes=(f"lr={r}", TRIAL), split="validation") for r in RATES for m in METHODS]
     return [Arm("start", TRIAL_SEED, split="validation"), *tried]
 
 
 def chosen(folder: Path) -> dict[str, str]:
     """The learning rate of each method whose trial did best by the rubric, as a change."""
-    return effects.best_rate(pd.concat([pd.read_parquet(_kept(folder, arm)) for arm in trials()]))
+    best = effects.best_rate(pd.concat([pd.read_parquet(_kept(folder, arm)) for arm in trials()]))
+    return {method: changes.removesuffix(f" {TRIAL}") for method, changes in best.items()}
 
 
 def chapters(rates: dict[str, str]) -> dict[str, list[Arm]]:
@@ -90,14 +101,15 @@ def chapters(rates: dict[str, str]) -> dict[str, list[Arm]]:
         tuned = [arm(method, seed, start="imitation") for method in ("dpo", "apa")]
         return [Arm("start", seed, start="imitation"), *tuned]
 
-    switches = [f"{name}={value}".lower() for name, value, _ in PUBLISHED if name not in SCALED]
+    switches = {name: f"{name}={value}".lower() for name, value, _ in PUBLISHED if name not in SCALED}
+    sets = [list(switches), *PARTS.values()]
     return {
         "methods": [one for s in SEEDS for one in (Arm("start", s), *(arm(m, s) for m in METHODS))],
         "labels": [arm(m, s, labels=x) for s in SEEDS for x in arms.LABELS[1:] for m in arms.ONLINE[:3]],
         "parts": [arm("apa", s, f"trainable={part}") for s in SEEDS for part in ("blocks:13-16", "lora:8")],
         "starts": [one for s in SEEDS for one in imitations(s)],
         "beyond": [replace(arm("apa", s), method="expo") for s in SEEDS],
-        "switches": [arm("apa", s, *one) for s in SEEDS for one in [switches, *([switch] for switch in switches)]],
+        "switches": [arm("apa", s, *(switches[name] for name in names)) for s in SEEDS for names in sets],
     }
 
 
@@ -115,6 +127,13 @@ def child(asked: argparse.Namespace, *words: str) -> None:
     print(f"{'done' if code == 0 else f'FAILED, see {log}'}: {' '.join(words)}", flush=True)
     if code:
         raise SystemExit(code)
+
+
+def alone(asked: argparse.Namespace, arm: Arm) -> None:
+    """One arm in this process; the commit goes beside its record."""
+    arms.run(ground(asked.out, asked.profile), arm)
+    note = _kept(asked.out, arm).with_suffix(".json")
+    files.write_json(note, {"git": manifest.git(), **files.read_json(note)})
 
 
 def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
@@ -144,9 +163,11 @@ def gather(folder: Path, profile: str) -> None:
     out.mkdir(exist_ok=True)
     with files.replacing(out / "policy.parquet") as part:
         means.astype(dict.fromkeys(numbers, "float32")).to_parquet(part, index=False)
-    steps = {arm.name: files.read_json(_kept(folder, arm).with_suffix(".json"))["history"] for arm in found}
+    notes = {arm.name: files.read_json(_kept(folder, arm).with_suffix(".json")) for arm in found}
+    steps = {name: note["history"] for name, note in notes.items()}
+    commits = sorted({note["git"]["commit"] for note in notes.values()})
     about = {"profile": profile, "rates": rates, "recipe": asdict(ground(folder, profile).recipe)}
-    records.keep("study/policy.json", about | {"missing": len(every) - len(found), "steps": steps})
+    records.keep("study/policy.json", about | {"commits": commits, "missing": len(every) - len(found), "steps": steps})
 
 
 def best(start: pd.DataFrame) -> pd.DataFrame:
@@ -171,13 +192,13 @@ def main() -> None:
         arms.reward_model(ground(asked.out, asked.profile), asked.reward, asked.seed)
         return
     if asked.arm and asked.arm in (named := {arm.name: arm for arm in trials()}):
-        arms.run(ground(asked.out, asked.profile), named[asked.arm])
+        alone(asked, named[asked.arm])
         return
     if not asked.arm:
         run(asked, trials())
     parts = chapters(chosen(asked.out))
     if asked.arm:
-        arms.run(ground(asked.out, asked.profile), {a.name: a for part in parts.values() for a in part}[asked.arm])
+        alone(asked, {arm.name: arm for part in parts.values() for arm in part}[asked.arm])
         return
     for name in asked.chapter or parts:
         run(asked, parts[name])

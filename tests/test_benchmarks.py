@@ -18,7 +18,7 @@ from benchmarks.keep_reference import check, clean, without_paths
 from starling_nb import files
 from starling_nb.errors import StarlingError
 from starling_nb.policy import plan
-from starling_nb.policy.recipe import Recipe, parsed
+from starling_nb.policy.recipe import PUBLISHED, Recipe, parsed
 from starling_nb.reward.comparisons import Comparison
 
 
@@ -26,7 +26,9 @@ def test_every_arm_of_the_study_has_a_name_of_its_own_and_a_recipe() -> None:
     parts = study.chapters(dict.fromkeys(study.METHODS, "lr=2e-4"))
     every = [*study.trials(), *(arm for part in parts.values() for arm in part)]
     assert len({arm.name for arm in every}) == len(every)
-    whole = [Recipe(**parsed(arm.changes)) for arm in parts["switches"] if len(arm.changes) > 2]
+    named = [name for part in study.PARTS.values() for name in part]
+    assert sorted(named) == sorted(name for name, *_ in PUBLISHED if name not in study.SCALED)
+    whole = [Recipe(**parsed(arm.changes)) for arm in parts["switches"] if len(arm.changes) > len(named)]
     published = replace(Recipe.published(), **dict(parsed(["lr=2e-4", "value_lr=1e-3", "epochs=1"])))
     assert whole == [published] * len(study.SEEDS)
     assert {arm.seed for arm in study.trials()}.isdisjoint(study.SEEDS)
