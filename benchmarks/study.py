@@ -3,8 +3,8 @@
     python -m benchmarks.study [CHAPTER ...] [--workers 2] [--out outputs/study]
 
 Hours on two cores, and resumable arm by arm: each is a process of its own with one thread, and is kept when it is done.
-``trials`` come first: every method gets the same learning rates, for fewer steps, on validation prompts; the best goes into
-all other chapters, which are measured on test prompts:
+``trials`` come first: every method gets the same learning rates, for fewer steps, on validation prompts; the best goes
+into all other chapters, which are measured on test prompts:
 
 ``methods``   APA, PPO, P3O, RLOO and DPO on as many sequences, beside the start model
 ``labels``    APA, PPO and P3O with a reward model from a quarter of the rankings, from noisy ones, from a naive judge's

@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import pandas as pd
 import torch
 
-from starling_nb import losses
 from starling_nb.models import LM
+from starling_nb.policy import objectives
 from starling_nb.policy import plan as planning
 from starling_nb.policy.experience import Minibatch, minibatches, scale_of
 from starling_nb.policy.hydra import Hydra
@@ -91,7 +91,8 @@ def measure(lm: LM, reward: RewardModel, prompts: Sequence[Any], recipe: Recipe,
         for part in [part for _ in range(recipe.epochs) for part in parts]:
             with _precision(lm):
                 logprobs, values = hydra(part.batch)
-            _loss(part, part.batch.unflatten(logprobs), part.batch.unflatten(values), recipe).backward()
+            policy_loss, value_loss = objectives.own_part(logprobs, values, part, recipe, lm.chat.eos_id)
+            (policy_loss + value_loss).backward()
             optimizer.step()
             optimizer.zero_grad()
 
@@ -102,12 +103,6 @@ def measure(lm: LM, reward: RewardModel, prompts: Sequence[Any], recipe: Recipe,
     _, update = _timed(learn, lm.device)
     seconds = {"sampling": sampling, "reward": scoring, "old and reference": before, "update": update}
     return Speed(_as_sampled(run, rollouts, recipe), seconds)
-
-
-def _loss(part: Minibatch, logprobs: torch.Tensor, values: torch.Tensor, recipe: Recipe) -> torch.Tensor:
-    mask, anchor = part.batch.mask.float(), part.batch.unflatten(part.old.reference)
-    value = losses.value(values + part.foreseen, part.batch.unflatten(part.old.values), part.returns, mask, clip=None)
-    return losses.apa(logprobs, anchor, part.advantages, mask, lam=recipe.lam) + value
 
 
 def _as_sampled(run: Run, rollouts: Sequence[Rollout], recipe: Recipe) -> Run:
