@@ -29,6 +29,7 @@ from starling_nb.reward.comparisons import Comparison
 Named = Callable[[str], Callable[[int, int, dict[str, float]], None]]
 ONLINE = ("apa", "ppo", "p3o", "rloo")
 BEYOND = 0.5
+"""How far extrapolation goes beyond APA's policy, as a share of its way from the start."""
 LABELS = ("full", "quarter", "noise", "naive")
 """What the reward model learns from: every ranking; a quarter of them; all, three in ten of them replaced by a random
 order; as many by the naive prompt."""

@@ -30,7 +30,8 @@ from starling_nb.policy.recipe import Recipe, written
 
 FOLDER = Path(__file__).parent
 CONFIGS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-"""Ways to spread a training: ``single``, ``ddp``, ``fsdp2``, ``zero1``, ``zero2``, ``zero3``."""
+"""Ways to spread a training: ``single``, ``ddp``, ``fsdp2``, ``zero1``, ``zero2``, ``zero3`` (no training has yet run
+under ZeRO)."""
 LOG, PROGRESS, LOCK = "training.log", "progress.jsonl", ".training.lock"
 LINES = 20
 """Lines of the log that an error shows."""
