@@ -198,8 +198,13 @@ def main() -> None:
         run(asked, trials())
     parts = chapters(chosen(asked.out))
     if asked.arm:
-        alone(asked, {arm.name: arm for part in parts.values() for arm in part}[asked.arm])
+        named = {arm.name: arm for part in parts.values() for arm in part}
+        if asked.arm not in named:
+            parser.error(f"unknown arm {asked.arm}: choose from {', '.join(named)}")
+        alone(asked, named[asked.arm])
         return
+    if unknown := [name for name in asked.chapter if name not in parts]:
+        parser.error(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(parts)}")
     for name in asked.chapter or parts:
         run(asked, parts[name])
     gather(asked.out, asked.profile)
