@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from types import SimpleNamespace
@@ -161,20 +161,24 @@ def by_trl(lm: LM, way: str, asked: argparse.Namespace) -> Steps:
 def operations(lm: LM, prompt: float, answer: float, answers: int) -> dict[str, dict[str, float]]:
     """Floating point operations of a step by phase, from formulas: a kept trunk, and whole passes as TRL makes them.
 
-    Both sample alike. TRL then runs the whole model for the policy that sampled, for the reference and in every pass,
-    with a gradient from the head down through the last four blocks; padding is not counted for either.
+    TRL reads a prompt once an answer, and runs the whole model for the policy that sampled, for the reference and in
+    every pass, with a gradient from the head down through the last four blocks; padding is not counted for either.
     """
     shape = plan.Shape.of(lm.model.config)
-    run = plan.Run(shape, shape, "last:4", rows=answers, flight=answers, epochs=EPOCHS, mean=(prompt, answer))  # type: ignore[arg-type]
-    kept = plan.operations(run)
+    mean: Any = (prompt, answer)
+    apart = plan.Run(shape, shape, "last:4", rows=answers, flight=answers, epochs=EPOCHS, mean=mean)
+    kept = plan.operations(replace(apart, answers=answers // PROMPTS, together=MINIBATCH))
     tokens, top = answers * (prompt + answer), 4 * shape.block
     head = 2.0 * shape.table * answers * answer
     whole = 2.0 * shape.blocks * shape.block * tokens + head
-    sampling = kept["sampling"] + head
     return {
-        "ours": {"sampling": sampling, "old and reference": kept["old and reference"], "update": kept["update"]},
+        "ours": {
+            "sampling": kept["sampling"] + head,
+            "old and reference": kept["old and reference"],
+            "update": kept["update"],
+        },
         "trl": {
-            "sampling": sampling,
+            "sampling": plan.operations(apart)["sampling"] + head,
             "old and reference": 2 * whole,
             "update": EPOCHS * (whole + 4.0 * top * tokens + head),
         },

@@ -1,20 +1,21 @@
 """The update phase of tuning on a trunk computed once, beside what it replaces: time and memory.
 
     python -m benchmarks.update_speed [--rounds 3] [--epochs 2] [--shape proportioned|embedded|7b]
+        [--answers 4]
 
 The update phase is everything but sampling and scoring: probabilities of the policy that sampled and of the reference,
-values, then ``epochs`` passes of APA with a critic over all minibatches. Same model, answers, type and optimiser for
-every way, each in a process of its own, in turn:
+values, then ``epochs`` passes of APA with a critic over all minibatches. Same model, answers (``--answers`` to each
+prompt), type and optimiser for every way, each in a process of its own, in turn:
 
-``captured``     trunk states were kept while sampling, as this package does it
+``captured``     trunk states were kept while sampling, and answers to a prompt share it, as this package does it
 ``one pass``     trunk states are computed once, for answers sampled elsewhere
-``recomputed``   policy, reference and value share the trunk but run it every time (a plain hydra)
+``recomputed``   policy, reference and value share the trunk but run it every time, answer by answer (a plain hydra)
 ``four models``  policy, reference and critic are whole models of which the last 4 blocks learn (the fourth, the reward
                  model, has no part in this phase)
 ``whole``        the same with every weight learning
 
 ``proportioned`` has 32 blocks like a 7B model and is narrow; ``7b`` is a GPU's work. Writes
-``benchmarks/results/update_speed-SHAPE-EPOCHS[-DEVICE].json``.
+``benchmarks/results/update_speed-SHAPE-EPOCHS-ANSWERS[-DEVICE].json``.
 """
 
 from __future__ import annotations
@@ -69,10 +70,11 @@ class Task:
         return self.ids[0].shape[1] - self.prompt
 
 
-def task(vocabulary: int, rows: int = 16, prompt: int = 64, answer: int = 64, minibatch: int = 8) -> Task:
-    """Drawn tokens and advantages."""
+def task(vocabulary: int, answers: int, rows: int = 16, prompt: int = 64, answer: int = 64, minibatch: int = 8) -> Task:
+    """Drawn tokens and advantages; ``answers`` rows in turn have one prompt."""
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(5, vocabulary, (rows, prompt + answer), generator=draw)
+    ids[:, :prompt] = ids[::answers, :prompt].repeat_interleave(answers, 0)
     gains = torch.randn(rows, answer, generator=draw)
     return Task(list(ids.split(minibatch)), prompt, list(gains.split(minibatch)))
 
@@ -100,8 +102,9 @@ def on_trunk(lm: LM, work: Task, way: str) -> tuple[Step, list[nn.Parameter]]:
         ids = work.ids[place].to(lm.device)
         positions = torch.arange(ids.shape[1], device=lm.device).expand_as(ids)
         states = trunk_states(decoder, ids, positions, None, hydra.start)
-        answers = [row[work.prompt :].tolist() for row in ids]
-        kept[place] = collate(list(states.clone()), [work.prompt] * len(ids), answers)
+        prompts, answers = ([row.tolist() for row in part] for part in ids.tensor_split([work.prompt], 1))
+        same = None if way == "recomputed" else [tuple(prompt) for prompt in prompts]
+        kept[place] = collate(list(states.clone()), [work.prompt] * len(ids), answers, same)
         return kept[place]
 
     def step(place: int, reference: bool) -> tuple[Tensor, Tensor]:
@@ -166,7 +169,7 @@ def phase(step: Step, learned: list[nn.Parameter], work: Task, epochs: int) -> l
 def child(way: str, asked: argparse.Namespace) -> None:
     """One way in a process of its own: seconds, memory and the losses, printed as JSON."""
     lm = language_model(asked.shape)
-    work = task(lm.model.config.vocab_size)
+    work = task(lm.model.config.vocab_size, asked.answers)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     step, learned = (apart if way in ("four models", "whole") else on_trunk)(lm, work, way)
     phase(step, learned, work, 1)  # warm
@@ -191,6 +194,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--shape", default="proportioned", choices=["embedded", *SHAPES])
+    parser.add_argument("--answers", type=int, default=4, choices=[1, 2, 4, 8], help="to each prompt")
     parser.add_argument("--child", choices=list(WAYS))
     asked = parser.parse_args()
     if asked.child:
@@ -199,7 +203,7 @@ def main() -> None:
     runs = turns.in_turn(
         "benchmarks.update_speed",
         WAYS,
-        ["--epochs", str(asked.epochs), "--shape", asked.shape],
+        ["--epochs", str(asked.epochs), "--shape", asked.shape, "--answers", str(asked.answers)],
         rounds=asked.rounds,
         say=lambda one: f"{one['seconds']:.2f} s, {one['peak_bytes'] / 1e9:.2f} GB",
     )
@@ -207,10 +211,11 @@ def main() -> None:
     first = runs["captured"][0]
     device = "" if first["device"] == "cpu" else "-" + first["device"].replace(" ", "-")
     records.keep(
-        f"update_speed-{asked.shape}-{asked.epochs}{device}.json",
+        f"update_speed-{asked.shape}-{asked.epochs}-{asked.answers}{device}.json",
         {
             "shape": asked.shape,
             "epochs": asked.epochs,
+            "answers": asked.answers,
             "device": first["device"],
             "dtype": first["dtype"],
             "times_slower_than_captured": {way: seconds / best["captured"] for way, seconds in best.items()},

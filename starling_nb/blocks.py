@@ -151,15 +151,17 @@ class Top(nn.Module):
         normed: Tensor = self.norm(hidden)
         return normed
 
-    def at(self, hidden: Tensor, positions: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Post-norm hidden states at some places only, ``[places, width]``, under a causal mask.
+    def at(self, hidden: Tensor, layout: Layout, places: Tensor) -> Tensor:
+        """Post-norm hidden states at some ``places`` only of one row ``[1, tokens, width]``, ``[places, width]``.
 
         What the last block's feed-forward part would make of the other places is never looked at, and not computed.
         """
+        once, back = places.unique(return_inverse=True)
+        positions = layout.positions[None].to(hidden.device)
         # Checkpointing computes the block again after the hooks are gone.
-        with nullcontext() if self.checkpointing else _fed_forward_at(self.layers[-1], rows, columns):
-            found: Tensor = self(hidden, positions)[rows, columns]
-        return found
+        with nullcontext() if self.checkpointing else _fed_forward_at(self.layers[-1], once):
+            found: Tensor = self(hidden, positions, layout)[0, once]
+        return found[back]
 
     @torch.no_grad()
     def plain(self) -> nn.ModuleList:
@@ -182,18 +184,18 @@ class Top(nn.Module):
 
 
 @contextmanager
-def _fed_forward_at(block: Any, rows: Tensor, columns: Tensor) -> Iterator[None]:
-    """A block's feed-forward part runs at places ``rows``, ``columns`` within, and gives zeros at all others."""
+def _fed_forward_at(block: Any, places: Tensor) -> Iterator[None]:
+    """A block's feed-forward part runs within at ``places`` of its one row, all different; it gives zeros at others."""
 
     shape = torch.Size()
 
     def pick(_: Any, given: tuple[Tensor, ...]) -> Tensor:
         nonlocal shape
         shape = given[0].shape
-        return given[0][rows, columns]
+        return given[0][:, places]
 
     def put_back(_: Any, given: tuple[Tensor, ...], out: Tensor) -> Tensor:
-        return out.new_zeros(shape).index_put((rows, columns), out)
+        return out.new_zeros(shape).index_copy(1, places, out)
 
     hooks = [block.mlp.register_forward_pre_hook(pick), block.mlp.register_forward_hook(put_back)]
     try:

@@ -176,6 +176,8 @@ def _interface(
     """What a block calls in the place of its own attention."""
     if not isinstance(attention_mask, Layout):
         return sdpa_attention_forward(module, query, key, value, attention_mask, **given)
+    if given.get("dropout"):
+        raise StarlingError("dropout of attention is left on: set the blocks to eval()")
     window = given.get("sliding_window")
     if window is not None and int(attention_mask.positions.max()) >= window:
         raise StarlingError(f"a prompt with an answer is longer than the model's sliding window of {window} tokens")

@@ -130,7 +130,7 @@ def test_every_timed_way_of_updating_learns_the_same() -> None:
     found = {}
     for way in update_speed.WAYS:
         lm = toy.lm(num_hidden_layers=5)
-        work = update_speed.task(60, rows=6, prompt=5, answer=7, minibatch=3)
+        work = update_speed.task(60, 3, rows=6, prompt=5, answer=7, minibatch=3)
         torch.manual_seed(1)  # of the critic's first layer
         step, learned = (update_speed.apart if way in ("four models", "whole") else update_speed.on_trunk)(
             lm, work, way
@@ -194,15 +194,21 @@ def test_a_step_on_a_card_is_timed_by_phase_and_held_against_its_limits() -> Non
 
 
 def test_both_sides_of_the_peer_benchmark_are_asked_the_same() -> None:
-    """A kept trunk saves what lies below the last four blocks."""
+    """A kept trunk saves what lies below the last four blocks, and one of two prompts above."""
     lm = toy.lm(num_hidden_layers=10)
-    ours, theirs = (trl_speed.operations(lm, 10, 20, 8)[side] for side in ("ours", "trl"))
-    assert ours["sampling"] == theirs["sampling"]
     shape = plan.Shape.of(lm.model.config)
-    tokens, head = 8 * 30, 2 * shape.table * 8 * 20
-    assert theirs["old and reference"] - ours["old and reference"] == 2 * 2 * 6 * shape.block * tokens
-    assert theirs["update"] - ours["update"] == 2 * 2 * 6 * shape.block * tokens
-    assert ours["update"] == 2 * (6 * 4 * shape.block * tokens + 2 * head)
+    feed = 3 * shape.width * shape.inner
+    for answers, prompts in ((8, 8), (16, 8)):
+        ours, theirs = (trl_speed.operations(lm, 10, 20, answers)[side] for side in ("ours", "trl"))
+        below, tokens = 10 * (answers - prompts), 30 * answers
+        assert theirs["sampling"] - ours["sampling"] == 2 * shape.products * below
+        top = 4 * shape.block * (tokens - below) - feed * 10 * prompts
+        whole = 2 * 10 * shape.block * tokens
+        head = 2 * shape.table * answers * 20
+        assert ours["old and reference"] == 2 * (2 * top + head)
+        assert theirs["old and reference"] == 2 * (whole + head)
+        assert ours["update"] == 2 * (6 * top + 2 * head)
+        assert theirs["update"] == 2 * (whole + 4 * 4 * shape.block * tokens + 2 * head)
 
 
 def test_steps_are_counted_without_the_first() -> None:

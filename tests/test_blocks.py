@@ -10,6 +10,7 @@ import torch
 import toy
 from starling_nb.blocks import Top, Trainable, first_trainable, trunk_states
 from starling_nb.errors import StarlingError
+from starling_nb.shared_prompt import Layout, Tree
 
 
 def test_the_lowest_trainable_block() -> None:
@@ -127,12 +128,12 @@ def test_a_top_read_at_some_places_is_the_top_there_gradients_included(family: s
     decoder: Any = toy.lm(family).model.model
     top = Top(decoder, 1, checkpointing)
     generator = torch.Generator().manual_seed(0)
-    states = torch.randn(3, 9, 32, generator=generator)
-    positions = torch.arange(9).expand(3, -1)
-    rows, columns = torch.tensor([0, 0, 1, 2, 2]), torch.tensor([3, 8, 0, 4, 7])
-    weights = torch.randn(5, 32, generator=generator)
+    states = torch.randn(1, 27, 32, generator=generator)
+    layout = Layout((Tree(9, ()), Tree(4, (2, 3)), Tree(5, (4,))))
+    positions, places = layout.positions[None], torch.tensor([3, 12, 8, 0, 12, 17, 26])
+    weights = torch.randn(7, 32, generator=generator)
     found = []
-    for read in (lambda: top.at(states, positions, rows, columns), lambda: top(states, positions)[rows, columns]):
+    for read in (lambda: top.at(states, layout, places), lambda: top(states, positions, layout)[0, places]):
         top.zero_grad()
         out = read()
         (out * weights).sum().backward()
@@ -140,7 +141,7 @@ def test_a_top_read_at_some_places_is_the_top_there_gradients_included(family: s
     torch.testing.assert_close(found[0], found[1], rtol=1e-5, atol=1e-5)
     fed: list[int] = []
     top.layers[-1].mlp.register_forward_hook(lambda _, given, __: fed.append(given[0].shape[:-1].numel()))
-    top.at(states, positions, rows, columns)
-    assert fed == [27 if checkpointing else 5]
-    top(states, positions)
+    top.at(states, layout, places)
+    assert fed == [27 if checkpointing else 6]
+    top(states, positions, layout)
     assert fed[-1] == 27

@@ -37,7 +37,7 @@ class Scale:
 
 @dataclass
 class Minibatch:
-    """Sequences of like length with what is fixed before the first pass over them.
+    """Some sequences with what is fixed before the first pass over them.
 
     ``places`` are those of its rows among the rollouts, ``tokens`` and ``rows`` its parts of the whole minibatch's
     learned tokens and rows: 1, or less where several processes share it. A process that has none of them passes a few
@@ -150,7 +150,7 @@ def minibatches(
     kl: float | None = None,
     team: Team = ALONE,
 ) -> list[Minibatch]:
-    """Old and reference log-probabilities, advantages and returns, in minibatches of similar length.
+    """Old and reference log-probabilities, advantages and returns, minibatch by minibatch.
 
     ``kl`` is the weight of the log-ratio where it is not the recipe's. ``rollouts`` are those of the whole ``team``;
     of each minibatch a process gets the rows that it sampled.
@@ -161,7 +161,7 @@ def minibatches(
     shaped = shape_scores(rollouts, recipe, scale)
     ahead = foresee(rollouts, shaped) if recipe.foresee else [torch.zeros(len(r.sample.ids)) for r in rollouts]
     learned = [len(r.sample.ids) - (recipe.hide_eos and r.sample.finished) for r in rollouts]
-    whole = similar_lengths(rollouts, recipe)
+    whole = neighbours(len(rollouts), recipe)
     ours = [[i for i in rows if rollouts[i].here] for rows in whole]
     others = next(rows for rows in ours if rows)
     parts = []
@@ -197,20 +197,18 @@ def _minibatch(
     return Minibatch(batch, old, foreseen, advantages, returns, scores, kl)
 
 
-def similar_lengths(rollouts: Sequence[Rollout], recipe: Recipe) -> list[list[int]]:
-    """Row indices of each minibatch; two answers that P3O compares, or all that RLOO does, stay side by side."""
+def neighbours(n: int, recipe: Recipe) -> list[list[int]]:
+    """Places of each minibatch among ``n`` rollouts, in their order: answers to a prompt stay together where they fit,
+    and two that P3O compares, or all that RLOO does, always."""
     unit = {"p3o": 2, "rloo": recipe.answers}.get(recipe.objective, 1)
-    groups = [list(range(i, i + unit)) for i in range(0, len(rollouts), unit)]
-    groups.sort(key=lambda g: max(rollouts[i].length for i in g))
-    per = max(1, recipe.minibatch // unit)
-    return [[i for group in groups[s : s + per] for i in group] for s in range(0, len(groups), per)]
+    size = max(1, recipe.minibatch // unit) * unit
+    return [list(range(first, min(first + size, n))) for first in range(0, n, size)]
 
 
 def collate_rollouts(rollouts: Sequence[Rollout]) -> Batch:
-    """Rollouts side by side on their kept trunk states."""
-    return collate(
-        [r.trunk for r in rollouts], [len(r.sample.prompt) for r in rollouts], [r.sample.ids for r in rollouts]
-    )
+    """Rollouts in one row on their kept trunk states; answers to a prompt share it."""
+    prompts = [tuple(r.sample.prompt) for r in rollouts]
+    return collate([r.trunk for r in rollouts], [len(p) for p in prompts], [r.sample.ids for r in rollouts], prompts)
 
 
 def sampler_gap(rollouts: Sequence[Rollout], parts: Sequence[Minibatch], team: Team = ALONE) -> float:

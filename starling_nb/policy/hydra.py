@@ -7,7 +7,7 @@ that the embeddings below never change unseen.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -17,53 +17,71 @@ from torch import Tensor, nn
 from starling_nb.blocks import Top, Trainable
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
+from starling_nb.shared_prompt import Layout, Tree
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences after the trunk, and where their answers lie.
+    """Sequences after the trunk, in one row without padding, and where their answers lie.
 
-    ``states`` ``[rows, tokens, width]``; ``rows`` and ``columns`` ``[answer tokens]`` name the position that predicts
-    each answer token; ``targets`` ``[answer tokens]`` the token itself; ``mask`` ``[rows, longest answer]``.
+    ``states`` ``[1, tokens, width]``; ``layout`` says which answers share a prompt; ``places`` ``[answer tokens]`` are
+    those in the row that predict each answer token; ``targets`` ``[answer tokens]`` the token itself; ``mask``
+    ``[answers, longest answer]``.
     """
 
     states: Tensor
-    positions: Tensor
-    rows: Tensor
-    columns: Tensor
+    layout: Layout
+    places: Tensor
     targets: Tensor
     mask: Tensor
 
     def through(self, top: Top) -> Tensor:
-        """What ``top`` makes of the positions that predict answer tokens, ``[answer tokens, width]``."""
-        return top.at(self.states, self.positions, self.rows, self.columns)
+        """What ``top`` makes of the places that predict answer tokens, ``[answer tokens, width]``."""
+        return top.at(self.states, self.layout, self.places)
 
     def unflatten(self, flat: Tensor) -> Tensor:
-        """``[answer tokens]`` → ``[rows, longest answer]``, zeros where there is no token."""
+        """``[answer tokens]`` → ``[answers, longest answer]``, zeros where there is no token."""
         out = flat.new_zeros(self.mask.shape)
         out[self.mask] = flat
         return out
 
 
-def collate(states: Sequence[Tensor], prompts: Sequence[int], answers: Sequence[Sequence[int]]) -> Batch:
-    """Put sequences side by side.
+def collate(
+    states: Sequence[Tensor],
+    prompts: Sequence[int],
+    answers: Sequence[Sequence[int]],
+    same: Sequence[Hashable] | None = None,
+) -> Batch:
+    """Put sequences into one row.
 
     Args:
         states: trunk states, ``[at least prompt + answer - 1 tokens, width]`` each.
         prompts: prompt lengths in tokens.
         answers: answer token ids.
+        same: names of the prompts: sequences of one name share the prompt's states, which run once.
     """
-    device = states[0].device
-    lengths = [len(answer) for answer in answers]
-    used = [prompt + length - 1 for prompt, length in zip(prompts, lengths, strict=True)]
-    padded = nn.utils.rnn.pad_sequence([s[:n] for s, n in zip(states, used, strict=True)], batch_first=True)
-    rows = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
-    steps = torch.cat([torch.arange(length) for length in lengths])
-    columns = torch.tensor(prompts)[rows] - 1 + steps
+    groups: dict[Hashable, list[int]] = {}
+    for row, name in enumerate(same or range(len(states))):
+        groups.setdefault(name, []).append(row)
+    trees, pieces, begin = [], list[Tensor](), 0
+    places: dict[int, Tensor] = {}
+    for rows in groups.values():
+        prompt, lengths = prompts[rows[0]], [len(answers[row]) - 1 for row in rows]
+        last = begin + prompt - 1  # predicts the first token of every answer
+        pieces.append(states[rows[0]][:prompt])
+        begin += prompt
+        for row, length in zip(rows, lengths, strict=True):
+            pieces.append(states[row][prompt : prompt + length])
+            places[row] = torch.tensor([last, *range(begin, begin + length)])
+            begin += length
+        # An answer alone goes on with its prompt: one causal sequence.
+        trees.append(Tree(prompt, tuple(n for n in lengths if n)) if rows[1:] else Tree(prompt + lengths[0], ()))
+    sizes = torch.tensor([len(answer) for answer in answers])
+    mask = torch.arange(int(sizes.max()))[None, :] < sizes[:, None]
     targets = torch.tensor([token for answer in answers for token in answer])
-    mask = torch.arange(max(lengths))[None, :] < torch.tensor(lengths)[:, None]
-    positions = torch.arange(padded.shape[1]).expand(len(lengths), -1)
-    return Batch(padded, *(index.to(device) for index in (positions, rows, columns, targets, mask)))
+    where = torch.cat([places[row] for row in range(len(answers))])
+    together = torch.cat(pieces)[None]
+    return Batch(together, Layout(tuple(trees)), *(index.to(together.device) for index in (where, targets, mask)))
 
 
 class TokenLogprobs(torch.autograd.Function):

@@ -83,13 +83,10 @@ def divergence(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, ba
 @torch.no_grad()
 def sequence_kl(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, batch: int = 16) -> list[float]:
     """KL(policy ‖ start model) of each rollout, nats: exact over the vocabulary, summed over the sampled tokens."""
-    order = sorted(range(len(rollouts)), key=lambda i: rollouts[i].length)
-    found = [0.0] * len(rollouts)
-    for first in range(0, len(order), batch):
-        rows = order[first : first + batch]
-        sequences = collate_rollouts([rollouts[i] for i in rows])
+    found: list[float] = []
+    for first in range(0, len(rollouts), batch):
+        sequences = collate_rollouts(rollouts[first : first + batch])
         with torch.autocast(sequences.states.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             kl = hydra.compare(sequences).kl
-        for row, value in zip(rows, sequences.unflatten(kl).sum(1).tolist(), strict=True):
-            found[row] = value
+        found += sequences.unflatten(kl).sum(1).tolist()
     return found

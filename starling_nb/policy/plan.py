@@ -39,7 +39,7 @@ class Run:
     flight: int = 64
     """Answers that a rank samples at a time; the authors' code took 4."""
     answers: int = 1
-    """Answers to a prompt, which is read once for all of them."""
+    """Answers to a prompt, which is read once for all of them that are sampled, or learned from, together."""
     epochs: int = 2
     updates: int = 10_000
     longest: tuple[int, int] = (1124, 1024)
@@ -89,6 +89,7 @@ def memory(run: Run) -> dict[str, float]:
     """
     shape, (copied, learning) = run.policy, run.top
     tokens, wide = sum(run.longest), shape.width
+    learned_from = run.together * (run.longest[1] + run.longest[0] / min(run.answers, run.together))
     reference = run.depth * shape.block + wide
     critic = 2 * wide**2 + 2 * wide + 2 * wide + 1 + (reference if run.branch else 0)
     learned = learning + critic
@@ -103,7 +104,7 @@ def memory(run: Run) -> dict[str, float]:
         "trunk states of the rollouts": 1.0 * run.width * run.rows * tokens * wide * kept,
         "keys and values": 2.0 * run.width * shape.blocks * shape.key_width * run.flight * (tokens + 1),
         "gradients, float32": 4.0 * learned,
-        "activations (estimate)": 4.0 * run.together * tokens * per_token * run.depth * (2 if run.branch else 1),
+        "activations (estimate)": 4.0 * learned_from * per_token * run.depth * (2 if run.branch else 1),
         "logits of a chunk": (4.0 + run.width) * TokenLogprobs.CHUNK * shape.vocabulary,
     }
     if not run.reward_cards:
@@ -119,15 +120,26 @@ def peak(needed: Mapping[str, float]) -> float:
 
 def operations(run: Run) -> dict[str, float]:
     """Floating point operations of one set of rollouts on one rank, by phase."""
-    tokens, top = sum(run.mean) * run.rows, run.depth * run.policy.block
+    tokens, top = sum(run.mean) * run.rows, _top_products(run)
     head = 2.0 * run.policy.table * run.mean[1] * run.rows
     tops = 2 if run.branch else 1
     return {
         "sampling": 2.0 * run.policy.products * run.rows * (run.mean[1] + run.mean[0] / run.answers),
         "reward": 2.0 * (run.reward.blocks - run.shared) * run.reward.block * tokens,
-        "old and reference": 2.0 * top * (tops + 1) * tokens + 2 * head,
-        "update": run.epochs * (6.0 * top * tops * tokens + 2 * head),
+        "old and reference": 2.0 * top * (tops + 1) + 2 * head,
+        "update": run.epochs * (6.0 * top * tops + 2 * head),
     }
+
+
+def _top_products(run: Run) -> float:
+    """Weights times the tokens that meet them, of one pass of a top over one set of rollouts.
+
+    Answers of a minibatch share their prompt, and the last feed-forward part meets answers only.
+    """
+    prompt, answer = run.mean
+    prompts = run.rows * prompt / min(run.answers, run.together)
+    every = run.depth * run.policy.block * (run.rows * answer + prompts)
+    return every - 3.0 * run.policy.width * run.policy.inner * prompts
 
 
 def reads(run: Run) -> float:

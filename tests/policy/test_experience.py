@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,7 +41,7 @@ def roll(lm: LM, n: int = 10) -> list[Rollout]:
 def test_the_reward_sits_on_the_last_token_which_is_inside_the_mask(lm: LM) -> None:
     rollouts = roll(lm)
     parts = experience.minibatches(Hydra(lm, "last:1"), rollouts, RECIPE, UNIT)
-    rows = experience.similar_lengths(rollouts, RECIPE)
+    rows = experience.neighbours(10, RECIPE)
     assert sorted(i for part in rows for i in part) == list(range(10))
     for part, indices in zip(parts, rows, strict=True):
         assert part.batch.mask.sum(1).tolist() == [len(rollouts[i].sample.ids) for i in indices]
@@ -126,7 +127,7 @@ def test_what_is_foreseen_moves_the_credit_to_the_token_that_earned_it(lm: LM) -
         rollout.score, rollout.means = float(place % 2), (2.0 * (place % 2) - 1.0) * good
     recipe = replace(RECIPE, centre=True, missing_eos=0.0)
     parts, checked = experience.minibatches(Hydra(lm, "last:1"), rollouts, recipe, UNIT), 0
-    for part, rows in zip(parts, experience.similar_lengths(rollouts, recipe), strict=True):
+    for part, rows in zip(parts, experience.neighbours(len(rollouts), recipe), strict=True):
         for row, index in enumerate(rows):
             earned = part.advantages[row, : min(len(rollouts[i].sample.ids) for i in (index, index ^ 1)) - 1]
             if len(earned) > 4:
@@ -136,18 +137,33 @@ def test_what_is_foreseen_moves_the_credit_to_the_token_that_earned_it(lm: LM) -
     assert checked > 3
 
 
-def test_the_two_answers_of_a_p3o_prompt_stay_side_by_side(lm: LM) -> None:
+@given(st.sampled_from(["apa", "p3o", "rloo"]), st.integers(1, 3), st.integers(1, 5), st.integers(1, 9))
+def test_answers_that_an_objective_compares_share_a_minibatch(
+    objective: Any, pairs: int, prompts: int, minibatch: int
+) -> None:
+    answers = 2 * pairs
+    recipe = replace(RECIPE, objective=objective, minibatch=minibatch, answers=answers, rollouts=prompts * answers)
+    parts = experience.neighbours(prompts * answers, recipe)
+    assert [i for part in parts for i in part] == list(range(prompts * answers))
+    unit = {"apa": 1, "p3o": 2, "rloo": answers}[objective]
+    assert all(part[0] % unit == 0 and len(part) % unit == 0 for part in parts)
+    assert all(len(part) <= max(minibatch, unit) for part in parts)
+    assert len(parts) == -(-prompts * answers // max(minibatch // unit * unit, unit))
+
+
+def test_answers_to_a_prompt_share_it_and_score_as_they_do_alone(lm: LM) -> None:
     rollouts = roll(lm)
-    for minibatch in (4, 3, 1):
-        rows = experience.similar_lengths(rollouts, replace(RECIPE, objective="p3o", minibatch=minibatch))
-        assert sorted(i for part in rows for i in part) == list(range(10))
-        for part in rows:
-            assert len(part) % 2 == 0
-            for first, second in zip(part[::2], part[1::2], strict=True):
-                assert second == first + 1
-                assert rollouts[first].prompt is rollouts[second].prompt
-    longest = [max(rollouts[i].length for i in part) for part in rows]
-    assert longest == sorted(longest)
+    hydra = Hydra(lm, "last:1")
+    with torch.no_grad():
+        for parameter in hydra.top.parameters():
+            parameter.mul_(1.1)
+    batch = experience.collate_rollouts(rollouts)
+    assert [tree.prompt for tree in batch.layout.trees] == [len(r.sample.prompt) for r in rollouts[::2]]
+    alone = [hydra.compare(experience.collate_rollouts([rollout])) for rollout in rollouts]
+    found = hydra.compare(batch)
+    for name in ("logprobs", "reference", "kl", "entropy", "values"):
+        due = torch.cat([getattr(each, name) for each in alone])
+        torch.testing.assert_close(getattr(found, name), due, rtol=1e-5, atol=1e-5)
 
 
 def test_rewards_that_teach_nothing_are_refused(lm: LM) -> None:

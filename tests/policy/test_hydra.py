@@ -15,8 +15,16 @@ from starling_nb.blocks import trunk_states
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, TokenLogprobs, collate
+from starling_nb.shared_prompt import Tree
 
-SEQUENCES = [([5, 6, 7], [8, 9, 2]), ([5, 2, 2, 9, 10, 11], [12]), ([4], [2, 2, 30, 31, 32, 2]), ([9, 9], [40, 41])]
+SEQUENCES = [
+    ([5, 6, 7], [8, 9, 2]),
+    ([5, 2, 2, 9, 10, 11], [12]),
+    ([4], [2, 2, 30, 31, 32, 2]),
+    ([5, 6, 7], [41]),
+    ([9, 9], [40, 41]),
+    ([5, 6, 7], [8, 30]),
+]
 
 
 def states(lm: LM, ids: list[int], start: int) -> Tensor:
@@ -26,9 +34,10 @@ def states(lm: LM, ids: list[int], start: int) -> Tensor:
 
 
 def batch(lm: LM, start: int, sequences: list[tuple[list[int], list[int]]] = SEQUENCES) -> Batch:
-    """Ragged sequences on their trunk states; one state more than is needed, as sampling keeps."""
+    """Ragged sequences on their trunk states, one state more than is needed, as sampling keeps; prompts are shared."""
     kept = [states(lm, [*prompt, *answer, 2], start) for prompt, answer in sequences]
-    return collate(kept, [len(prompt) for prompt, _ in sequences], [answer for _, answer in sequences])
+    prompts, answers = [prompt for prompt, _ in sequences], [answer for _, answer in sequences]
+    return collate(kept, [len(prompt) for prompt in prompts], answers, [tuple(prompt) for prompt in prompts])
 
 
 @torch.no_grad()
@@ -40,12 +49,13 @@ def plain(lm: LM, prompt: list[int], answer: list[int]) -> Tensor:
 
 def test_masks_come_from_lengths_and_hold_the_end_of_turn() -> None:
     found = batch(toy.lm(), 2)
-    assert found.mask.tolist() == [[i < n for i in range(6)] for n in (3, 1, 6, 2)]
+    assert found.mask.tolist() == [[i < n for i in range(6)] for n in (3, 1, 6, 1, 2, 2)]
     assert found.unflatten(found.targets).tolist()[2] == [2, 2, 30, 31, 32, 2]
     assert found.unflatten(found.targets).tolist()[0] == [8, 9, 2, 0, 0, 0]
-    assert found.columns.tolist() == [2, 3, 4, 5, 0, 1, 2, 3, 4, 5, 1, 2]
-    assert found.rows.tolist() == [0, 0, 0, 1, 2, 2, 2, 2, 2, 2, 3, 3]
-    assert found.positions.tolist() == [list(range(6))] * 4
+    assert found.layout.trees == (Tree(3, (2, 1)), Tree(6, ()), Tree(6, ()), Tree(3, ()))
+    starts = [[2, 3, 4], [11], [12, 13, 14, 15, 16, 17], [2], [19, 20], [2, 5]]
+    assert found.places.tolist() == [place for each in starts for place in each]
+    assert found.layout.positions.tolist() == [0, 1, 2, 3, 4, 3, *range(6), *range(6), *range(3)]
 
 
 @pytest.mark.parametrize("family", toy.FAMILIES)
@@ -56,7 +66,7 @@ def test_log_probabilities_are_those_of_the_whole_model(family: str, start: int)
     logprobs, values = hydra(found)
     due = [plain(lm, p, a)[torch.arange(len(a)), torch.tensor(a)] for p, a in SEQUENCES]
     torch.testing.assert_close(logprobs, torch.cat(due), rtol=1e-5, atol=1e-5)
-    assert values.tolist() == [0.0] * 12
+    assert values.tolist() == [0.0] * 15
     alone = torch.cat([hydra(batch(lm, start, [item]))[0] for item in SEQUENCES])
     torch.testing.assert_close(alone, logprobs, rtol=1e-5, atol=1e-5)
 

@@ -80,8 +80,23 @@ def test_more_answers_at_a_time_are_fewer_reads_of_the_weights() -> None:
     few, many = (plan.seconds(Run(flight=flight), CARDS["a100"]) for flight in (4, 64))
     assert few["sampling"] > 4 * many["sampling"]
     assert {name: few[name] for name in few if name != "sampling"} == {n: many[n] for n in many if n != "sampling"}
-    once = plan.operations(Run(answers=4))["sampling"]
-    assert once < plan.operations(Run())["sampling"]
+
+
+def test_a_prompt_is_counted_once_for_the_answers_that_share_it() -> None:
+    each, once = (plan.operations(Run(answers=n, mean=(300, 100), together=4)) for n in (1, 4))
+    assert once["sampling"] / each["sampling"] == pytest.approx((100 + 75) / 400)
+    few = plan.operations(Run(answers=4, mean=(300, 100), together=2))
+    assert once["update"] < few["update"] < each["update"]
+    # No prompt at all leaves the whole of four blocks: 6 operations a weight and token, and 4 of the head's.
+    bare = plan.operations(Run(mean=(0, 100), rows=8, epochs=1))["update"]
+    assert bare == 800 * (6.0 * 4 * OPENCHAT.block + 4.0 * OPENCHAT.table)
+    one = plan.operations(Run(mean=(1, 100), rows=8, epochs=1))["update"] - bare
+    assert one == 6.0 * 8 * (4 * OPENCHAT.block - 3 * 4096 * 14_336)
+
+
+def test_the_estimate_of_activations_counts_a_shared_prompt_once() -> None:
+    each, once = (plan.memory(Run(answers=n, longest=(300, 100)))["activations (estimate)"] for n in (1, 4))
+    assert once / each == pytest.approx(175 / 400)
 
 
 def test_measured_shares_take_the_place_of_assumed_ones() -> None:

@@ -127,9 +127,9 @@ def begun_twice(*arguments: Any, **settings: Any) -> Any:
 collect = tuning.collect
 
 
-def other_tokens(states: Any, prompts: Any, answers: Any) -> Any:
+def other_tokens(states: Any, prompts: Any, answers: Any, same: Any) -> Any:
     """A batch whose targets are not the tokens that were sampled."""
-    return collate(states, prompts, [[*answer[:-1], 5] for answer in answers])
+    return collate(states, prompts, [[*answer[:-1], 5] for answer in answers], same)
 
 
 def full(*_: Any, **__: Any) -> Any:

@@ -9,10 +9,11 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import toy
 from starling_nb import losses
+from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy import experience, guards, tuning
 from starling_nb.policy.hydra import Batch, Hydra, collate
@@ -212,24 +213,26 @@ def test_a_policy_that_is_not_its_reference_at_the_start_stops_the_run(monkeypat
         tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
 
 
-def test_dropout_that_was_left_on_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("attention", "stopped"), [(0.3, "dropout of attention"), (0.0, "differ before any step")])
+def test_dropout_that_was_left_on_stops_the_run(
+    attention: float, stopped: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     class Dropping(Hydra):
         def __init__(self, lm: LM, *rest: Any) -> None:
             super().__init__(lm, *rest)
+            self.top.layers[0].mlp.act_fn = nn.Sequential(self.top.layers[0].mlp.act_fn, nn.Dropout(0.3))
             self.top.train()
 
     monkeypatch.setattr(tuning, "Hydra", Dropping)
-    lm = toy.lm(attention_dropout=0.3)
-    with pytest.raises(TuningError, match="differ before any step"):
+    lm = toy.lm(attention_dropout=attention)
+    with pytest.raises(StarlingError, match=stopped):
         tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, ONE)
 
 
 def test_padding_on_the_wrong_side_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def turned(states: Sequence[Tensor], *rest: Any) -> Batch:
-        right = collate(states, *rest)
-        lengths = [prompt + len(answer) - 1 for prompt, answer in zip(*rest, strict=True)]
-        rolled = [row.roll(len(row) - length, 0) for row, length in zip(right.states, lengths, strict=True)]
-        return replace(right, states=torch.stack(rolled))
+    def turned(*given: Any) -> Batch:
+        right = collate(*given)
+        return replace(right, states=right.states.roll(1, 1))
 
     monkeypatch.setattr(experience, "collate", turned)
     lm = toy.lm()
@@ -238,9 +241,9 @@ def test_padding_on_the_wrong_side_stops_the_run(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_mask_made_from_padding_that_is_the_end_of_turn_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    def from_padding(states: Any, prompts: Any, answers: Any) -> Batch:
+    def from_padding(states: Any, prompts: Any, answers: Any, same: Any) -> Batch:
         kept = [[token for token in answer if token != 2] or [5] for answer in answers]
-        return collate(states, prompts, kept)
+        return collate(states, prompts, kept, same)
 
     monkeypatch.setattr(experience, "collate", from_padding)
     lm = toy.lm()
