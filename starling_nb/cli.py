@@ -192,6 +192,21 @@ def doctor() -> None:
         typer.echo(f"{'ok  ' if check.fine else 'look'}  {check.name:<12} {check.detail}")
 
 
+teaching = typer.Typer(help="Exercises beside the notebooks.", no_args_is_help=True)
+app.add_typer(teaching, name="teach")
+
+
+@teaching.command("build")
+def build_sheets(
+    out: Annotated[Path, typer.Option(help="Folder of the sheets.")] = Path("outputs/teach"),
+) -> None:
+    """Write every chapter's sheet of exercises, for students and, with the solutions, for teachers."""
+    from starling_nb.teach import sheets
+
+    for path in sheets.build(out):
+        typer.echo(str(path))
+
+
 def main() -> None:
     """Run the command line; what a user can put right is told in one message, without a traceback."""
     try:

@@ -22,6 +22,7 @@ FRONT = (
     "doctor",
     "stage",
     "tour",
+    "teach",
     "plan",
     "__main__",
     "__init__",

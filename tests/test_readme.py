@@ -227,8 +227,13 @@ def test_the_rankings_that_are_measured_are_those_that_a_notebook_writes() -> No
 
 @pytest.mark.parametrize("command", [line for line in LINES if line not in RUNS + BUILDS])
 def test_every_other_line_does_what_it_says(
-    command: str, planned: list[Plan], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    command: str,
+    planned: list[Plan],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
+    monkeypatch.chdir(tmp_path)
     assert call(monkeypatch, command) == 0
     assert capsys.readouterr().out
     assert planned == []

@@ -1,0 +1,1 @@
+"""The exercises, a module a chapter, in the order of the notebooks."""
