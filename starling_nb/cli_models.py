@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -152,3 +153,35 @@ def plan(
         updates=updates,
     )
     typer.echo(planning.told(run, planning.card(card, memory, price)))
+
+
+@app.command()
+def chat(
+    model: Annotated[str, typer.Argument(help="smollm2-135m, a folder or a hub id.")] = "smollm2-135m",
+    policy: Annotated[Path | None, typer.Option(help="Tuned blocks of it, as notebook 04 writes them.")] = None,
+    beside: Annotated[bool, typer.Option("--beside", help="Let the start model answer, too.")] = False,
+    template: Annotated[str, typer.Option(help="How it writes conversations: own, openchat, llama2 or yi.")] = "own",
+    system: Annotated[str, typer.Option(help="What the system says first.")] = "",
+    temperature: Annotated[float, typer.Option(min=0.0, help="0 is greedy.")] = 0.7,
+    tokens: Annotated[int, typer.Option(min=1, help="Cap on an answer, tokens.")] = 256,
+    seed: Annotated[int, typer.Option(help="The same words get the same answers.")] = 0,
+) -> None:
+    """Talk to a model in the terminal, a line a turn: /new, /undo, /again, /quit."""
+    from starling_nb import models
+    from starling_nb.explore import talk
+    from starling_nb.policy import checkpoint
+
+    start = models.load(model, template=template)
+    those = {"tuned": checkpoint.load(start, policy)} if policy else {"model": start}
+    those |= {"start": start} if beside and policy else {}
+    begun = talk.Talk(those, temperature, tokens, seed, system)
+    typer.echo(talk.HELP)
+    for told in talk.held(begun, iter(input_line, "")):
+        typer.echo(told)
+
+
+def input_line() -> str:
+    """The next line that is typed, its end included; nothing at the end of input."""
+    if sys.stdin.isatty():
+        typer.echo("> ", nl=False)
+    return sys.stdin.readline()

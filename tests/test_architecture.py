@@ -23,6 +23,7 @@ FRONT = (
     "stage",
     "tour",
     "teach",
+    "explore",
     "plan",
     "__main__",
     "__init__",

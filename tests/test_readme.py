@@ -156,7 +156,9 @@ def settings(command: str) -> list[tuple[str, str, str]]:
 MAKES, LINES = commands(README, "make"), commands(README, "starling-nb")
 RUNS = [line for line in LINES if words(line)[1] == "reproduce"]
 BUILDS = [
-    line for line in LINES if words(line)[1] in ("prompts", "respond", "judge", "bias", "train-reward", "score", "tune")
+    line
+    for line in LINES
+    if words(line)[1] in ("prompts", "respond", "judge", "bias", "train-reward", "score", "tune", "chat")
 ]
 JUDGES = [value for line in RUNS for _, name, value in settings(line) if name == "judge"]
 
@@ -213,8 +215,8 @@ def test_a_line_that_builds_a_data_set_can_be_read_and_its_recipes_too(command: 
     for recipe in recipes:
         kind: Any = prompts.Settings if name == "prompts" else making.Responders
         assert kind.from_toml(ROOT / recipe)
-    assert name in ("judge", "bias", "train-reward", "score", "tune") or recipes
-    assert context.params["out"]
+    assert name in ("judge", "bias", "train-reward", "score", "tune", "chat") or recipes
+    assert name == "chat" or context.params["out"]
 
 
 def test_the_rankings_that_are_measured_are_those_that_a_notebook_writes() -> None:

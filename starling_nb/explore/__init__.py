@@ -1,0 +1,1 @@
+"""Looking at what a run made, by hand: talk to its models, page through its rows."""
