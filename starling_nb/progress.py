@@ -33,6 +33,18 @@ def headless() -> bool:
     return os.environ.get(HEADLESS, "") not in ("", "0")
 
 
+def watched() -> bool:
+    """Whether this is a notebook that somebody looks at: a kernel, and no batch run."""
+    if headless():
+        return False
+    try:
+        from IPython.core.getipython import get_ipython
+    except ImportError:
+        return False
+    shell = get_ipython()
+    return shell is not None and hasattr(shell, "kernel")
+
+
 def report(step: int, total: int | None, desc: str = "", **rates: float) -> None:
     """Say that ``step`` of ``total`` is done; ``rates`` are numbers to show beside it
     (``tokens_per_s=240.0``).

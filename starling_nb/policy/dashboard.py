@@ -47,7 +47,7 @@ class Dashboard:
     def __call__(self, step: int, total: int, record: dict[str, float]) -> None:
         """Take the record of one step."""
         self._line(step, total, record)
-        if not watched():
+        if not progress.watched():
             return
         told: dict[str, Any] = {name: record[name] for name in SHOWN if name in record}
         if self.prompts and (step % self.every == 0 or step == total):
@@ -83,15 +83,3 @@ class Dashboard:
             self._handles[name].update(thing)
         else:
             self._handles[name] = display(thing, display_id=True)
-
-
-def watched() -> bool:
-    """Whether this is a notebook that somebody looks at: a kernel, and no batch run."""
-    if progress.headless():
-        return False
-    try:
-        from IPython.core.getipython import get_ipython
-    except ImportError:
-        return False
-    shell = get_ipython()
-    return shell is not None and hasattr(shell, "kernel")
