@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -73,6 +74,32 @@ def test_arrows_run_from_front_to_stages_to_ground_floor(path: Path) -> None:
     later = STORY[STORY.index(own) + 1 :] if own in STORY else STORY
     wrong = [f"line {line}: {name}" for line, name in imported(path) if name in FRONT or name in later]
     assert wrong == []
+
+
+def part(name: str) -> str:
+    """Where a room stands in the picture of ARCHITECTURE.md."""
+    rooms = (*STORY, "judge", "rubric", "losses", "plots")
+    return "front" if name in FRONT else name if name in rooms else "ground"
+
+
+def test_the_drawn_architecture_is_the_one_that_stands() -> None:
+    page = (files.ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    drawn = re.findall(r"^  (\w+) --> (\w+)$", page, re.MULTILINE)
+    assert len(drawn) == len(set(drawn))
+    pairs = {(part(room(path)), part(name)) for path in MODULES for _, name in imported(path)}
+    assert set(drawn) == {(one, other) for one, other in pairs if one != other}
+    told = {name: re.search(rf"^`{name}`: (.*?)\.\n", page, re.MULTILINE | re.DOTALL) for name in ("front", "ground")}
+    for name, found in told.items():
+        assert found is not None
+        rooms = {room(path) for path in MODULES if part(room(path)) == name}
+        assert set(re.findall(r"`(\w+)`", found[1])) == rooms - {"__init__", "__main__"}
+
+
+def test_the_modules_that_the_page_names_are_there() -> None:
+    page = (files.ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    named = re.findall(r"`([a-z_]+/(?:[\w/]+\.py)?|\w+\.py)`", page)
+    assert len(named) > 10
+    assert [name for name in named if not any((root / name).exists() for root in (PACKAGE, files.ROOT))] == []
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
