@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from starling_nb import stats
+from starling_nb import clustered, stats
 from starling_nb.stats import StatsError
 
 
@@ -44,6 +44,58 @@ def test_coverage_with_uneven_clusters() -> None:
         interval = stats.mean_interval(x, ids, seed=trial, draws=400)
         hits += interval.low <= 5 <= interval.high
     assert 0.90 <= hits / 300 <= 0.985
+
+
+def test_few_clusters_are_covered() -> None:
+    """Two values a cluster; 800 samples of each size, within what chance does to 93 to 97 %."""
+    generator = np.random.default_rng(7)
+    low, high = scipy_stats.binom.ppf(0.0005, 800, 0.93), scipy_stats.binom.ppf(0.9995, 800, 0.97)
+    for clusters in (3, 8, 20):
+        ids, hits = np.repeat(np.arange(clusters), 2), 0
+        for _ in range(800):
+            x = generator.normal(size=clusters)[ids] + generator.normal(size=2 * clusters)
+            interval = stats.mean_interval(x, ids, seed=generator, draws=300)
+            hits += interval.low <= 0 <= interval.high
+        assert low <= hits <= high, clusters
+
+
+def test_a_handful_of_clusters_gets_students_interval() -> None:
+    x = np.array([1.0, 2.0, 4.0, 4.5])
+    interval = stats.mean_interval(np.repeat(x, 3), np.repeat(list("abcd"), 3))
+    expected = scipy_stats.t.interval(0.95, 3, x.mean(), x.std(ddof=1) / 2)
+    assert (interval.low, interval.high) == pytest.approx(expected)
+
+
+def test_bounds_of_shares_stay_shares() -> None:
+    interval = stats.mean_interval([1.0] * 11 + [0.0])
+    assert 0 < interval.low < interval.value < interval.high == 1
+
+
+def test_uneven_clusters_are_worth_fewer_degrees_of_freedom() -> None:
+    assert clustered.freedom(np.ones(9)) == pytest.approx(8)
+    assert clustered.freedom([100, 1, 1, 1, 1, 1, 1, 1, 1]) < 2
+    assert clustered.enough(np.full(8, 5.0))
+    assert not clustered.enough(np.full(7, 5.0))
+    assert clustered.tails(np.ones(100_000)) == pytest.approx((0.025, 0.975), abs=1e-4)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(1, 30), min_size=2, max_size=12))
+def test_freedom_and_variance_equal_their_definition_by_matrices(sizes: list[int]) -> None:
+    """Bell and McCaffrey's, written out for a regression on a constant."""
+    ids, n = np.repeat(np.arange(len(sizes)), sizes), sum(sizes)
+    leave = np.eye(n) - 1 / n
+    weights = []
+    for number, size in enumerate(sizes):
+        here = ids == number
+        values, vectors = np.linalg.eigh(leave[np.ix_(here, here)])
+        root = vectors @ np.diag(1 / np.sqrt(values)) @ vectors.T
+        weights.append(leave[:, here] @ root @ np.ones(size) / n)
+    crossed = np.array(weights) @ np.array(weights).T
+    assert clustered.freedom(sizes) == pytest.approx(np.trace(crossed) ** 2 / (crossed**2).sum())
+    y = np.random.default_rng(n).normal(size=n)
+    error = clustered.standard_error(np.bincount(ids, y), np.array(sizes, dtype=float))
+    assert error**2 == pytest.approx(sum((w @ y) ** 2 for w in weights))
 
 
 def test_equal_input_gives_equal_intervals_and_seeds_matter() -> None:
