@@ -1,0 +1,108 @@
+"""Votes by hand in JupyterLab: a thin view of :class:`starling_nb.evaluation.voting.ArenaSession`.
+
+Where nobody watches, the recorded votes are shown as plain tables and nothing waits for a click.
+"""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from starling_nb import progress
+from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.voting import CHOICES, ArenaSession
+
+LABELS = {"A": "A is better", "B": "B is better", "tie": "tie", "both bad": "both are bad"}
+
+
+class ArenaView:
+    """Buttons and answers as widgets; display it as the last line of a cell.
+
+    Attributes:
+        buttons: by choice, and ``undo`` and ``reveal``.
+        status, prompt, a, b, tables: the parts that show text, HTML with every text of others escaped.
+    """
+
+    def __init__(self, session: ArenaSession) -> None:
+        import ipywidgets as widgets
+
+        self.session = session
+        self.status, self.prompt, self.a, self.b, self.tables = (widgets.HTML() for _ in range(5))
+        for side in (self.a, self.b):
+            side.layout = widgets.Layout(width="50%", padding="0 1em")
+        labels = {**LABELS, "undo": "undo", "reveal": "reveal"}
+        self.buttons = {name: widgets.Button(description=label) for name, label in labels.items()}
+        for name, button in self.buttons.items():
+            button.on_click(lambda _, name=name: self.press(name))
+        answers = widgets.HBox([self.a, self.b])
+        self.box = widgets.VBox(
+            [self.status, self.prompt, answers, widgets.HBox([*self.buttons.values()]), self.tables]
+        )
+        self._draw()
+
+    def press(self, name: str) -> None:
+        """Do what a button says; what goes wrong is shown above the answers."""
+        try:
+            if name in CHOICES:
+                self.session.vote(name)
+            else:
+                {"undo": self.session.undo, "reveal": self.session.reveal}[name]()
+        except EvaluationError as error:
+            self._draw(str(error))
+        else:
+            self._draw()
+
+    def _draw(self, problem: str = "") -> None:
+        shown = self.session.current
+        for name in CHOICES:
+            self.buttons[name].disabled = shown is None
+        self.prompt.value, self.a.value, self.b.value = "", "", ""
+        told = "All battles are decided."
+        if shown is not None:
+            told = f"Battle {shown.number} of {shown.total}"
+            self.prompt.value = _paragraph("Prompt", shown.prompt)
+            self.a.value, self.b.value = _paragraph("A", shown.a), _paragraph("B", shown.b)
+        self.status.value = f"<p>{told}</p>" + (f"<p><b>{html.escape(problem)}</b></p>" if problem else "")
+        self.tables.value = tables(self.session) if self.session.revealed else ""
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
+        """The live widget, and for viewers without widgets how far the votes are."""
+        found = self.box._repr_mimebundle_(**kwargs) or {}
+        text = self.tables.value or f"<p>{html.escape(repr(self.session))}</p>"
+        return {**found, "text/html": text, "text/plain": repr(self.session)}
+
+
+class ArenaTables:
+    """The recorded votes as plain tables."""
+
+    def __init__(self, session: ArenaSession) -> None:
+        self.session = session
+
+    def _repr_html_(self) -> str:
+        return tables(self.session)
+
+    def __repr__(self) -> str:
+        found = self.session.summary()
+        return "\n\n".join(f"{name}\n{table.to_string(index=False)}" for name, table in found.items() if len(table))
+
+
+def show(session: ArenaSession) -> ArenaView | ArenaTables:
+    """Vote where somebody watches (JupyterLab); elsewhere look at the votes that are there."""
+    if progress.headless():
+        return ArenaTables(session)
+    from starling_nb.policy.dashboard import watched
+
+    return ArenaView(session) if watched() else ArenaTables(session)
+
+
+def tables(session: ArenaSession) -> str:
+    """The session's summary as HTML."""
+    found = session.summary()
+    parts = [
+        f"<h4>{name}</h4>{table.to_html(index=False, float_format='{:.3g}'.format)}" for name, table in found.items()
+    ]
+    return "".join(parts)
+
+
+def _paragraph(title: str, text: str) -> str:
+    return f"<p><b>{title}</b></p><div style='white-space: pre-wrap'>{html.escape(text)}</div>"
