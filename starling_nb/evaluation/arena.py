@@ -167,7 +167,7 @@ def _read(
     if clusters:
         votes["cluster"] = battles[clusters]
         bad[f"no {clusters}"] = battles[clusters].isna()
-    left, dropped = np.ones(len(votes), dtype=bool), {}
+    left, dropped = np.ones(len(votes), dtype=bool), dict[str, int]()
     for reason, rows in bad.items():
         dropped[reason] = int((left & rows.to_numpy(dtype=bool)).sum())
         left &= ~rows.to_numpy(dtype=bool)
