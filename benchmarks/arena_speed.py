@@ -5,8 +5,7 @@
 ``ours``: :func:`starling_nb.evaluation.arena.bradley_terry` from the plain table. ``lbfgs``: Chatbot Arena's protocol
 written plainly, scipy's L-BFGS-B on the weighted logistic loss of unique matchups and outcomes, one fit a multinomial
 resample. ``choix``: its spectral algorithm, the ratings alone, as a third opinion on them. Target: 20 s for ours, of the
-processor's time in one thread, which other work on the machine does not lengthen; the time on the clock stands beside.
-Writes ``benchmarks/results/arena_speed.json``.
+processor's time in one thread, which other work on the machine does not lengthen; the clock's stands beside. Writes ``benchmarks/results/arena_speed.json``.
 """
 
 from __future__ import annotations
