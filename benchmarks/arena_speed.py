@@ -5,7 +5,8 @@
 ``ours``: :func:`starling_nb.evaluation.arena.bradley_terry` from the plain table. ``lbfgs``: Chatbot Arena's protocol
 written plainly, scipy's L-BFGS-B on the weighted logistic loss of unique matchups and outcomes, one fit a multinomial
 resample. ``choix``: its spectral algorithm, the ratings alone, as a third opinion on them. Target: 20 s for ours, of the
-processor's time in one thread, which other work on the machine does not lengthen; the clock's stands beside. Writes ``benchmarks/results/arena_speed.json``.
+processor's time in one thread, which other work on the machine does not lengthen; the clock's stands beside.
+Writes ``benchmarks/results/arena_speed.json``.
 """
 
 from __future__ import annotations
@@ -61,7 +62,7 @@ def theirs(
     fit = fitter(rows[:, 0].astype(int), rows[:, 1].astype(int), rows[:, 2], len(names))
     drawn = np.random.default_rng(0).multinomial(len(share), counts / len(share), draws)
     points = [1000 + arena.POINTS * (theta - theta.mean()) for theta in map(fit, (counts, *drawn))]
-    return points[0], np.array(points[1:]).reshape(draws, -1), list(names)
+    return points[0], np.array(points[1:]).reshape(draws, len(names)), list(names)
 
 
 def by_lbfgs(first: Any, second: Any, share: Floats, models: int) -> Fit:
