@@ -4,7 +4,7 @@
 
 ``ours``: :func:`starling_nb.evaluation.arena.bradley_terry` from the plain table. ``lbfgs``: Chatbot Arena's protocol
 written plainly, scipy's L-BFGS-B on the weighted logistic loss of unique matchups and outcomes, one fit a multinomial
-resample. ``choix``: its spectral algorithm, the ratings alone, as a third opinion on them. Target: 20 s for ours, of the
+resample. ``choix``: its spectral algorithm, the ratings alone, as a third opinion. Target: 20 s for ours, of the
 processor's time in one thread, which other work on the machine lengthens less than the clock's.
 Writes ``benchmarks/results/arena_speed.json``.
 """
