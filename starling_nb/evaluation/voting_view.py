@@ -88,11 +88,7 @@ class ArenaTables:
 
 def show(session: ArenaSession) -> ArenaView | ArenaTables:
     """Vote where somebody watches (JupyterLab); elsewhere look at the votes that are there."""
-    if progress.headless():
-        return ArenaTables(session)
-    from starling_nb.policy.dashboard import watched
-
-    return ArenaView(session) if watched() else ArenaTables(session)
+    return ArenaView(session) if progress.watched() else ArenaTables(session)
 
 
 def tables(session: ArenaSession) -> str:
