@@ -55,14 +55,17 @@ def push(folder: Path, repo_id: str, *, kind: str, private: bool, files: Sequenc
     return address
 
 
-def fetch(repo_id: str, revision: str | None, files: Sequence[str], without: Sequence[str] = ()) -> Path:
-    """Fetch the files of a model that match, or find them in the hub's cache; returns their folder.
+def fetch(
+    repo_id: str, revision: str | None, files: Sequence[str], without: Sequence[str] = (), kind: str = "model"
+) -> Path:
+    """Fetch the files of a repository that match, or find them in the hub's cache; returns their folder.
 
     Args:
         repo_id: ``owner/name``.
         revision: a branch, tag or commit; the main branch when None.
         files: names or patterns.
         without: names or patterns of files that are left there though they match.
+        kind: ``"model"`` or ``"dataset"``.
 
     Raises:
         StarlingError: the hub cannot be reached, or does not give them.
@@ -71,14 +74,14 @@ def fetch(repo_id: str, revision: str | None, files: Sequence[str], without: Seq
 
     try:
         folder = huggingface_hub.snapshot_download(
-            repo_id, revision=revision, allow_patterns=list(files), ignore_patterns=list(without)
+            repo_id, repo_type=kind, revision=revision, allow_patterns=list(files), ignore_patterns=list(without)
         )
         return Path(folder)
     except Exception as error:
         failure = _kind(error)
     raise StarlingError(
-        f"there is no folder {repo_id} here, and the hub did not give a model of that name ({failure}): check the name "
-        "and the network, and for a gated model ask its owners for access and run hf auth login"
+        f"there is no folder {repo_id} here, and the hub did not give a {kind} of that name ({failure}): check the "
+        "name and the network, and for a gated one ask its owners for access and run hf auth login"
     )
 
 

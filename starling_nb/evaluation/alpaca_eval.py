@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 from typing import Any, Literal
@@ -21,13 +21,11 @@ import pandas as pd
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.alpaca_files import COLUMNS, check, write_outputs
+from starling_nb.evaluation.length_control import length_controlled_win_rate as length_controlled_win_rate
 from starling_nb.judge import Outcome, Request, fences
 from starling_nb.stats import mean_interval
 
-COLUMNS = (
-    *("instruction", "output_1", "generator_1", "output_2", "generator_2"),
-    *("dataset", "annotator", "preference", "raw_completion"),
-)
 Orders = Literal["random", "both"]
 SYSTEM = """\
 Two AI assistants, A and B, have answered the last message of the same conversation. Decide whose answer \
@@ -66,9 +64,11 @@ class Instruction:
 class WinRate:
     """Share of comparisons that the model wins, per cent, ties counting half.
 
-    ``standard_error`` is the official one (per cent); ``low`` and ``high`` bound the 95 % interval;
-    ``dropped`` counts comparisons without a preference. ``length`` and ``baseline_length`` are mean
-    characters of the model's and the baseline's answers: read the win rate together with them. They are NaN
+    ``standard_error`` is the official one (per cent); ``low`` and ``high`` bound the 95 % interval over ``n``
+    instructions. ``wins``, ``losses`` and ``ties`` are those of the official leaderboard: preferences above, below and
+    at 1.5. ``excluded`` counts by reason the rows that do not count, ``dropped`` all of them
+    (:func:`starling_nb.evaluation.alpaca_files.check`). ``length`` and ``baseline_length`` are mean characters of the
+    model's and the baseline's answers, over the rows that count: read the win rate together with them. They are NaN
     where the outputs are not given.
     """
 
@@ -80,6 +80,15 @@ class WinRate:
     dropped: int
     length: float
     baseline_length: float
+    wins: int
+    losses: int
+    ties: int
+    excluded: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def discrete_win_rate(self) -> float:
+        """Per cent of the comparisons that the model wins outright, plus half the ties."""
+        return 100 * (self.wins + self.ties / 2) / self.n
 
 
 def load(path: Path | None = None) -> list[Instruction]:
@@ -212,22 +221,30 @@ def _preference(verdicts: Sequence[Outcome[float]], due: int) -> float:
     return fmean(values) if len(values) == due else float("nan")
 
 
-def win_rate(annotations: pd.DataFrame, *, seed: int = 0) -> WinRate:
+def win_rate(
+    annotations: pd.DataFrame,
+    *,
+    seed: int = 0,
+    generator: str | None = None,
+    baseline: str | None = None,
+    annotator: str | None = None,
+) -> WinRate:
     """The official win rate, 100 · mean(preference − 1), and its standard error.
 
-    Only the column ``preference`` is needed. As in the official code 0 means a tie and missing preferences
-    are left out of the mean.
+    Only the column ``preference`` is needed. As in the official code 0 means a tie, and what is no preference is left
+    out of the mean; :func:`starling_nb.evaluation.alpaca_files.check` has the other rules, and the arguments
+    ``generator``, ``baseline`` and ``annotator``, which choose rows.
 
     Raises:
-        EvaluationError: the column is missing, holds something outside [1, 2], or nothing at all.
+        EvaluationError: the column is missing or holds no preference that can be used, or several models, baselines or
+            annotators are there and none was asked for.
     """
-    if "preference" not in annotations:
-        raise EvaluationError("annotations need a column named preference, from 1 (baseline wins) to 2 (model wins)")
-    preference = annotations["preference"].astype(float).replace(0.0, 1.5)
-    valid = preference.dropna()
-    if valid.empty or not valid.between(1, 2).all():
-        raise EvaluationError("annotations need preferences between 1 (baseline wins) and 2 (model wins)")
-    shares = 100 * (valid.to_numpy() - 1)
+    found = check(annotations, generator=generator, baseline=baseline, annotator=annotator)
+    rows = found.rows[found.rows["preference"].notna()]
+    if rows.empty:
+        told = ", ".join(f"{reason}: {count}" for reason, count in found.excluded.items()) or "no rows"
+        raise EvaluationError(f"no row has a preference between 1 (baseline wins) and 2 (model wins); {told}")
+    shares = 100 * (rows["preference"].to_numpy() - 1)
     interval = mean_interval(shares, seed=seed)
     return WinRate(
         win_rate=float(shares.mean()),
@@ -235,9 +252,13 @@ def win_rate(annotations: pd.DataFrame, *, seed: int = 0) -> WinRate:
         n=len(shares),
         low=interval.low,
         high=interval.high,
-        dropped=len(preference) - len(valid),
-        length=_mean_length(annotations, "output_2"),
-        baseline_length=_mean_length(annotations, "output_1"),
+        dropped=len(annotations) - len(shares),
+        length=_mean_length(rows, "output_2"),
+        baseline_length=_mean_length(rows, "output_1"),
+        wins=int((shares > 50).sum()),
+        losses=int((shares < 50).sum()),
+        ties=int((shares == 50).sum()),
+        excluded=found.excluded,
     )
 
 
@@ -250,14 +271,10 @@ def write_model_outputs(
     dataset: str = "starling_nb",
 ) -> None:
     """Write the official ``model_outputs.json``: a list of dataset, instruction, output and generator."""
-    rows = []
-    for instruction in instructions:
-        if instruction.id not in outputs:
-            raise EvaluationError(f"instruction {instruction.id} has no answer: answer all of them first")
-        output = outputs[instruction.id]
-        row = {"dataset": dataset, "instruction": instruction.text, "output": output, "generator": generator}
-        rows.append(row)
-    files.write_json(path, rows)
+    if missing := next((i.id for i in instructions if i.id not in outputs), None):
+        raise EvaluationError(f"instruction {missing} has no answer: answer all of them first")
+    texts = [outputs[instruction.id] for instruction in instructions]
+    write_outputs(path, [i.text for i in instructions], texts, generator=generator, dataset=dataset)
 
 
 def _pair(instruction: Instruction, baseline: Mapping[str, str], outputs: Mapping[str, str]) -> tuple[str, str]:

@@ -421,8 +421,15 @@ class Hub:
         self.calls: list[tuple[str, str | None]] = []
 
     def __call__(
-        self, repo_id: str, *, revision: str | None, allow_patterns: list[str], ignore_patterns: list[str]
+        self,
+        repo_id: str,
+        *,
+        repo_type: str,
+        revision: str | None,
+        allow_patterns: list[str],
+        ignore_patterns: list[str],
     ) -> str:
+        assert repo_type == "model"
         self.calls.append((repo_id, revision))
         self.target.mkdir(exist_ok=True)
         names = [path.name for path in self.source.iterdir()]

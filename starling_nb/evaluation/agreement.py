@@ -1,0 +1,235 @@
+"""How far a judge can be trusted: against people, against itself with the answers exchanged, against length.
+
+All of it works on tables of verdicts, one row a verdict, with the columns
+
+* ``prompt_id``: the prompt; prompts are what is independent, so every interval is clustered by them;
+* ``first``, ``second``: names of the two answers in the order in which they were shown, say the models;
+* ``winner``: ``first``, ``second`` or ``tie``; missing (None, NaN) where the reply could not be read.
+
+Labels have the same columns. Where one prompt has several comparisons of the same two names, say in repeated runs or
+for several judges, name the columns that tell them apart in ``on``; its first one is the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import ArrayLike
+
+from starling_nb.bias.failures import clustered_share
+from starling_nb.bias.reliability import WINNERS
+from starling_nb.evaluation import EvaluationError
+from starling_nb.stats import Interval
+
+ON = ("prompt_id",)
+
+
+@dataclass(frozen=True)
+class BothOrders:
+    """What a judge does when the same two answers are shown in both orders; ``n`` of the intervals counts prompts.
+
+    Attributes:
+        first_wins: share of the decided verdicts, in whatever order, that name the answer shown first.
+        consistent: share of the pairs with the same result in both orders, two ties included.
+        always_first, always_second: share of the pairs in which the first, or the second, shown won both times.
+        verdicts, ties, unreadable: readable verdicts, ties among them, and those that could not be read.
+        pairs: pairs with a readable verdict in each order.
+        excluded: pairs that were left out of the shares of pairs, having one order only or an unreadable verdict.
+    """
+
+    first_wins: Interval
+    consistent: Interval
+    always_first: Interval
+    always_second: Interval
+    verdicts: int
+    ties: int
+    unreadable: int
+    pairs: int
+    excluded: int
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Verdicts against labels; ``n`` of the interval counts prompts.
+
+    Attributes:
+        accuracy: share of the readable verdicts on labelled pairs that say what the label says; a tie is right where
+            the label is a tie.
+        decided: the same where neither verdict nor label is a tie.
+        verdicts: readable verdicts on labelled pairs.
+        unreadable: verdicts on labelled pairs that could not be read; they count in neither share.
+        unlabelled: verdicts on pairs without a label.
+    """
+
+    accuracy: Interval
+    decided: Interval
+    verdicts: int
+    unreadable: int
+    unlabelled: int
+
+
+def both_orders(verdicts: pd.DataFrame, on: Sequence[str] = ON) -> BothOrders:
+    """Position bias and consistency of a judge from verdicts in both orders.
+
+    Raises:
+        EvaluationError: a missing column, an unknown winner, two verdicts on one shown order, no decided verdict, or no
+            pair in both orders.
+    """
+    table = _named(verdicts, on)
+    single(table, [*on, "one", "other", "shown"], "two verdicts are on the same answers in the same order")
+    read = table[table["won"].notna()]
+    decided = read[read["won"] != 0]
+    keys = [*on, "one", "other"]
+    pairs = read[read["shown"] == 1].merge(read[read["shown"] == -1], on=keys, suffixes=("", "_swapped"))
+    if pairs.empty or decided.empty:
+        raise EvaluationError("no pair has a readable verdict in each order: ask the judge about both orders")
+    prompt, one, swapped = pairs[on[0]], pairs["won"], pairs["won_swapped"]
+    return BothOrders(
+        clustered_share(decided["won"] == decided["shown"], decided[on[0]]),
+        clustered_share(one == swapped, prompt),
+        clustered_share((one == 1) & (swapped == -1), prompt),
+        clustered_share((one == -1) & (swapped == 1), prompt),
+        len(read),
+        len(read) - len(decided),
+        len(table) - len(read),
+        len(pairs),
+        len(table[keys].drop_duplicates()) - len(pairs),
+    )
+
+
+def accuracy(verdicts: pd.DataFrame, labels: pd.DataFrame, on: Sequence[str] = ON) -> Accuracy:
+    """How often a judge says what people (or a known right answer) say; the shown order of either does not matter.
+
+    Args:
+        verdicts: of the judge, in one order or both.
+        labels: one row a pair; a label that is missing leaves its pair unlabelled. See :func:`majority`.
+        on: columns that join the two.
+
+    Raises:
+        EvaluationError: as :func:`both_orders`; two labels for one pair; or no verdict on a labelled pair.
+    """
+    truth = _named(labels, on)
+    single(truth, [*on, "one", "other"], "two labels are for the same pair")
+    keys = [*on, "one", "other"]
+    found = _named(verdicts, on).merge(truth[[*keys, "won"]], on=keys, how="left", suffixes=("", "_label"))
+    labelled = found[found["won_label"].notna()]
+    read = labelled[labelled["won"].notna()]
+    decided = read[(read["won"] != 0) & (read["won_label"] != 0)]
+    if read.empty:
+        raise EvaluationError("no readable verdict is on a labelled pair: name prompts and answers as the labels do")
+    return Accuracy(
+        clustered_share(read["won"] == read["won_label"], read[on[0]]),
+        share(decided["won"] == decided["won_label"], decided[on[0]]),
+        len(read),
+        len(labelled) - len(read),
+        len(found) - len(labelled),
+    )
+
+
+def majority(votes: pd.DataFrame, on: Sequence[str] = ON) -> pd.DataFrame:
+    """One label a pair from several votes on it: what more people said than anything else.
+
+    Args:
+        votes: one row a vote, with the columns of a verdict.
+        on: columns that tell pairs apart, beside the answers' names.
+
+    Returns:
+        ``*on, first, second, winner, votes, agreeing``; ``winner`` is missing where two results have equally many
+        votes.
+
+    Raises:
+        EvaluationError: a missing column or an unknown winner.
+    """
+    table = _named(votes, on)
+    counts = table.dropna(subset="won").groupby([*on, "one", "other"], sort=False)["won"].value_counts().unstack()
+    counts = counts.reindex(columns=[1.0, -1.0, 0.0]).fillna(0)
+    most = counts.max(axis=1)
+    clear = counts.eq(most, axis=0).sum(axis=1) == 1
+    winner = counts.idxmax(axis=1).map({1.0: "first", -1.0: "second", 0.0: "tie"}).where(clear, None)
+    found = pd.DataFrame({"winner": winner, "votes": counts.sum(axis=1).astype(int), "agreeing": most.astype(int)})
+    return found.reset_index().rename(columns={"one": "first", "other": "second"})
+
+
+def longer_wins(pairs: pd.DataFrame, on: Sequence[str] = ON) -> pd.DataFrame:
+    """The verdicts of a judge that only counts characters: the baseline that a judge has to beat.
+
+    Args:
+        pairs: ``*on, first, second`` and the answers' texts in ``first_text`` and ``second_text``.
+
+    Returns:
+        ``*on, first, second, winner``; answers of equal length are a tie.
+
+    Raises:
+        EvaluationError: a missing column.
+    """
+    need(pairs, [*on, "first", "second", "first_text", "second_text"])
+    gap = np.sign(pairs["first_text"].str.len() - pairs["second_text"].str.len())
+    return pairs[[*on, "first", "second"]].assign(winner=gap.map({1: "first", -1: "second", 0: "tie"}))
+
+
+def cyclic_triads(verdicts: pd.DataFrame, on: Sequence[str] = ON) -> Interval:
+    """Share of the threes of answers to one prompt, all decided, that run in a circle: a over b, b over c, c over a.
+
+    The verdicts on a pair, in both orders say, are averaged first; a pair that is even then decides nothing. ``n``
+    counts prompts.
+
+    Raises:
+        EvaluationError: a missing column, an unknown winner, or no three answers with all pairs decided.
+    """
+    table = _named(verdicts, on).dropna(subset="won")
+    table["group"] = table.groupby(list(on), sort=False).ngroup()
+    net = np.sign(table.groupby(["one", "other", "group"])["won"].sum())
+    wide = net.unstack("group").fillna(0.0)
+    names = sorted(set(table["one"]) | set(table["other"]))
+    prompt = table.drop_duplicates("group").set_index("group")[on[0]].loc[wide.columns].to_numpy()
+    rows = {pair: wide.loc[pair].to_numpy() for pair in wide.index}
+    hits, clusters = [], []
+    for a, b, c in combinations(names, 3):
+        if (a, b) in rows and (b, c) in rows and (a, c) in rows:
+            first, second, last = rows[a, b], rows[b, c], rows[a, c]
+            decided = (first * second * last) != 0
+            hits.append(((first == second) & (first == -last))[decided])
+            clusters.append(prompt[decided])
+    if not hits or not len(hit := np.concatenate(hits)):
+        raise EvaluationError(
+            "no three answers to one prompt have all their pairs decided: nothing can run in a circle"
+        )
+    return clustered_share(hit, np.concatenate(clusters))
+
+
+def _named(table: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
+    """The columns ``on``, the two names in sorted order, ``shown`` (1 where ``one`` was shown first, else -1) and
+    ``won``: 1 where ``one`` won, -1 where ``other`` did, 0 for a tie, NaN where nothing could be read."""
+    need(table, [*on, "first", "second", "winner"])
+    if wrong := sorted({str(winner) for winner in table["winner"].dropna()} - set(WINNERS)):
+        raise EvaluationError(f"{wrong[0]!r} is no winner: write {', '.join(WINNERS[:-1])} or {WINNERS[-1]}, or None")
+    first, second = table["first"].astype(str), table["second"].astype(str)
+    if (first == second).any():
+        raise EvaluationError("an answer is compared with itself: give the two answers names of their own")
+    shown = np.where(first < second, 1, -1)
+    won = table["winner"].map(dict(zip(WINNERS, (1.0, -1.0, 0.0), strict=True))).astype(float) * shown
+    found = table[list(on)].assign(one=first.where(shown == 1, second), other=second.where(shown == 1, first))
+    return found.assign(shown=shown, won=won).reset_index(drop=True)
+
+
+def need(table: pd.DataFrame, columns: Sequence[str]) -> None:
+    """Refuse a table without these columns."""
+    if missing := [column for column in columns if column not in table]:
+        raise EvaluationError(f"the table lacks {', '.join(missing)}: it needs {', '.join(columns)}")
+
+
+def single(table: pd.DataFrame, keys: list[str], what: str) -> None:
+    """Refuse a table with two rows of the same keys."""
+    if len(again := table[table.duplicated(keys)]):
+        names = " ".join(str(again[key].iloc[0]) for key in keys)
+        raise EvaluationError(f"{what} ({names}): keep one, or tell them apart by a column of their own in `on`")
+
+
+def share(hits: ArrayLike, clusters: ArrayLike) -> Interval:
+    """Clustered share of hits; NaN of none."""
+    nan = float("nan")
+    return clustered_share(hits, clusters) if np.size(hits) else Interval(nan, nan, nan, 0)
