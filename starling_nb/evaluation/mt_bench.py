@@ -9,8 +9,8 @@ turns and repeated gradings of one question are not independent.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,8 +20,9 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.answering import answer as answer_all
+from starling_nb.evaluation.mt_bench_checks import Excluded, change, check
 from starling_nb.judge import Outcome, Request, fences
-from starling_nb.stats import Interval, mean_interval, paired_difference
+from starling_nb.stats import Interval, mean_interval
 
 if TYPE_CHECKING:
     from starling_nb.models import LM
@@ -63,7 +64,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Summary:
-    """Grades in short, on the scale 1..10; ``failed`` counts replies without a readable grade.
+    """Grades in short, on the scale 1..10; ``failed`` counts rows that are in no mean, ``excluded`` says why.
 
     ``by_category`` and ``by_turn`` have the columns category or turn, score, low, high, n.
     """
@@ -72,6 +73,7 @@ class Summary:
     by_category: pd.DataFrame
     by_turn: pd.DataFrame
     failed: int
+    excluded: Excluded = field(default_factory=Excluded)
 
 
 def load(path: Path | None = None, references: Path | None = None) -> list[Question]:
@@ -164,10 +166,13 @@ def requests(
     repeats: int = 1,
     seed: int = 0,
     max_tokens: int = 512,
+    write: Callable[[Question, int, Sequence[str]], list[Message]] | None = None,
+    read: Callable[[str], float] | None = None,
 ) -> list[Request[float]]:
     """Single-answer grading of every turn, ``repeats`` times.
 
-    Ids are ``question/turn/repeat``, turn and repeat counted from 1.
+    Ids are ``question/turn/repeat``, turn and repeat counted from 1. ``write`` and ``read`` replace our instructions
+    (:func:`build`, :func:`parse`), by the official ones for example, see ``official.grading``.
     Repeats differ in the ``seed`` they send, so that a judge with noise is asked afresh.
 
     Raises:
@@ -181,10 +186,10 @@ def requests(
                 f"question {question.id} needs {len(question.turns)} answers, got {len(given)}: answer it"
             )
         for turn in range(1, len(question.turns) + 1):
-            messages = build(question, turn, given)
+            messages = (write or build)(question, turn, given)
             for repeat in range(1, repeats + 1):
                 own = {"temperature": 0.0, "max_tokens": max_tokens, "seed": seed + SEED_STEP * (repeat - 1)}
-                asked.append(Request(f"{question.id}/{turn}/{repeat}", messages, own, parse))
+                asked.append(Request(f"{question.id}/{turn}/{repeat}", messages, own, read or parse))
     return asked
 
 
@@ -227,13 +232,15 @@ def judgments(questions: Iterable[Question], outcomes: Iterable[Outcome[float]])
     return pd.DataFrame(rows, columns=["question_id", "category", "turn", "repeat", "score"])
 
 
-def summarize(judgments: pd.DataFrame, *, seed: int = 0) -> Summary:
-    """Mean grades with intervals clustered by question; unreadable grades are left out and counted.
+def summarize(judgments: pd.DataFrame, questions: Sequence[Question] | None = None, *, seed: int = 0) -> Summary:
+    """Mean grades of one model, intervals clustered by question; what cannot count is left out and counted.
+
+    With ``questions``, unknown and missing turns are counted too (see :class:`Excluded`).
 
     Raises:
         EvaluationError: there is no readable grade.
     """
-    valid = judgments.dropna(subset=["score"])
+    valid, excluded = check(judgments, questions)
     if valid.empty:
         raise EvaluationError("no reply of the judge holds a grade: look at the replies in its ledger")
 
@@ -245,7 +252,7 @@ def summarize(judgments: pd.DataFrame, *, seed: int = 0) -> Summary:
         cells = [(name, i.value, i.low, i.high, i.n) for name, i in found]
         return pd.DataFrame(cells, columns=[column, "score", "low", "high", "n"])
 
-    return Summary(interval(valid), table("category"), table("turn"), len(judgments) - len(valid))
+    return Summary(interval(valid), table("category"), table("turn"), len(judgments) - len(valid), excluded)
 
 
 def paired(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Interval:
@@ -254,14 +261,4 @@ def paired(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Inter
     Raises:
         EvaluationError: the two have no graded turn in common.
     """
-    keys = ["question_id", "turn", "repeat"]
-    both = before.merge(after, on=keys, suffixes=("_before", "_after"), validate="one_to_one")
-    both = both.dropna(subset=["score_before", "score_after"])
-    if both.empty:
-        raise EvaluationError("before and after share no graded turn: grade the same questions on both sides")
-    return paired_difference(
-        both["score_after"].to_numpy(),
-        both["score_before"].to_numpy(),
-        clusters=both["question_id"].to_numpy(),
-        seed=seed,
-    )
+    return change(before, after, seed=seed).difference
