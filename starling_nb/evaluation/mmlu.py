@@ -1,8 +1,8 @@
 """Knowledge by multiple choice, the way MMLU is asked (Hendrycks et al. 2021, arXiv 2009.03300).
 
 Five solved examples of the subject, the question, four lettered choices and ``Answer:``; the model's choice
-is the letter it finds likeliest. No judge and no chat template is involved. Tuning should leave knowledge
-alone, so the question is not "better?" but "no worse?": :func:`compare` tests that, on the mean
+is the letter it finds likeliest. No judge is involved, and no chat template unless asked for. Tuning should
+leave knowledge alone, so the question is not "better?" but "no worse?": :func:`compare` tests that, on the mean
 log-likelihood margin, which moves long before a letter flips.
 """
 
@@ -111,12 +111,15 @@ def score(
     shots: int = 5,
     batch: int = 32,
     reuse: bool = True,
+    chat: bool = False,
     progress: Callable[[int, int], None] | None = None,
 ) -> pd.DataFrame:
     """Ask every question, ``batch`` at a time, after the first ``shots`` examples of its subject.
 
     With ``reuse`` the tokens that a subject's prompts begin with are run once instead of once a question; the
-    numbers are the same up to rounding. ``progress`` is called with (questions done, questions).
+    numbers are the same up to rounding. With ``chat`` the whole text is one user's turn in the model's chat
+    template, and the letter opens its answer; published figures are without. ``progress`` is called with
+    (questions done, questions).
 
     Returns:
         One row a question, in the given order: id, subject, choice (letter), correct, and in nats
@@ -127,7 +130,7 @@ def score(
         EvaluationError: a subject has fewer than ``shots`` examples, or the tokenizer splits the letters.
     """
     texts = [prompt(question, _shown(question, examples, shots)) for question in questions]
-    ids, letters = _encode(lm, texts)
+    ids, letters = (_encode_chat if chat else _encode)(lm, texts)
     logits = torch.empty(len(questions), len(LETTERS))
     done = 0
     for subject in dict.fromkeys(question.subject for question in questions):
@@ -164,6 +167,20 @@ def _encode(lm: LM, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
     if len(set(letters)) != len(letters):
         raise EvaluationError(f"the tokenizer of {lm.name} writes two of the letters {LETTERS} alike")
     return ids, letters
+
+
+def _encode_chat(lm: LM, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
+    """As :func:`_encode`, every prompt a user's turn and the letters first tokens of the answer."""
+    turns = [[{"role": "user", "content": text}] for text in texts]
+    letters = []
+    for letter in LETTERS if turns else "":
+        whole = lm.chat.encode(turns[0], letter)
+        if whole.answer_length != 2:  # the letter and the end of the turn
+            raise EvaluationError(f"the tokenizer of {lm.name} does not write {letter!r} as one token of an answer")
+        letters.append(whole.ids[-2])
+    if len(set(letters)) != len(letters):
+        raise EvaluationError(f"the tokenizer of {lm.name} writes two of the letters {LETTERS} alike")
+    return [lm.chat.prompt_ids(turn) for turn in turns], letters
 
 
 def _shared_length(rows: Sequence[Sequence[int]]) -> int:
