@@ -39,10 +39,30 @@ def load(path: Path | None = None) -> pd.DataFrame:
     path = path or files.DATA / "published" / "results_table.json"
     rows = files.read_json(path)
     columns = ["model", *UNITS]
-    if not isinstance(rows, list) or not all(isinstance(row, dict) and set(columns) <= set(row) for row in rows):
+    if not isinstance(rows, list) or not all(isinstance(one, dict) and set(columns) <= set(one) for one in rows):
         raise EvaluationError(f"{path} must be a list of rows with {', '.join(columns)}: restore it (git checkout)")
-    table = pd.DataFrame([[row[column] for column in columns] for row in rows], columns=columns)
+    table = pd.DataFrame([[one[column] for column in columns] for one in rows], columns=columns)
     return table.astype(dict.fromkeys(UNITS, float))
+
+
+def related(path: Path | None = None) -> pd.DataFrame:
+    """What others obtained from the same start model or judged beside it; NaN where none is given.
+
+    Columns: model, how, mt_bench, alpaca_eval (version 1, win rate in %), ae2_win_rate, ae2_lc (length-controlled, %),
+    ae2_length (mean characters), mmlu (%), source. The two AlpacaEvals have other judges and baselines: never compare
+    across them.
+
+    Raises:
+        EvaluationError: the file is not a list of such rows.
+    """
+    path = path or files.DATA / "published" / "related_results.json"
+    numbers = ["mt_bench", "alpaca_eval", "ae2_win_rate", "ae2_lc", "ae2_length", "mmlu"]
+    columns = ["model", "how", *numbers, "source"]
+    rows = files.read_json(path)
+    if not isinstance(rows, list) or not all(isinstance(one, dict) and set(columns) <= set(one) for one in rows):
+        raise EvaluationError(f"{path} must be a list of rows with {', '.join(columns)}: restore it (git checkout)")
+    table = pd.DataFrame([[one[column] for column in columns] for one in rows], columns=columns)
+    return table.astype(dict.fromkeys(numbers, float))
 
 
 def target_vs_obtained(ours: Mapping[str, Obtained], published: pd.DataFrame | None = None) -> pd.DataFrame:
@@ -57,12 +77,12 @@ def target_vs_obtained(ours: Mapping[str, Obtained], published: pd.DataFrame | N
     if unknown := set(ours) - set(UNITS):
         raise EvaluationError(f"no published figure for {sorted(unknown)[0]!r}: choose from {', '.join(UNITS)}")
     table = load() if published is None else published
-    start, tuned = _row(table, START), _row(table, TUNED)
+    start, tuned = row(table, START), row(table, TUNED)
     missing = Obtained(float("nan"), float("nan"), Interval(float("nan"), float("nan"), float("nan"), 0))
     rows = []
     for metric, unit in UNITS.items():
         mine = ours.get(metric, missing)
-        row = {
+        found = {
             "metric": metric,
             "unit": unit,
             "published_start": start[metric],
@@ -76,11 +96,16 @@ def target_vs_obtained(ours: Mapping[str, Obtained], published: pd.DataFrame | N
             "n": mine.change.n,
             "judge": mine.judge,
         }
-        rows.append(row)
+        rows.append(found)
     return pd.DataFrame(rows)
 
 
-def _row(table: pd.DataFrame, name: str) -> dict[str, float]:
+def row(table: pd.DataFrame, name: str) -> dict[str, float]:
+    """The figures of the one model whose name begins so, by metric.
+
+    Raises:
+        EvaluationError: no such model, or several.
+    """
     found = table[table["model"].str.lower().str.startswith(name.lower())]
     if len(found) != 1:
         raise EvaluationError(f"the published table has {len(found)} rows named {name}…, one is due: restore it")

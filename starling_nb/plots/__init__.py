@@ -7,6 +7,7 @@ state, and a notebook shows the one that a cell returns. :func:`save` writes the
 from __future__ import annotations
 
 from starling_nb.plots.comparisons import cures
+from starling_nb.plots.goodhart import goodhart
 from starling_nb.plots.positions import (
     agreement_by_distance,
     effects_forest,
@@ -29,6 +30,7 @@ __all__ = [
     "cures",
     "effects_forest",
     "four_panels",
+    "goodhart",
     "lines",
     "loss_curves",
     "mean_rank_by_model",

@@ -178,6 +178,30 @@ class Evaluation(Common):
 
 
 @dataclass(frozen=True)
+class Overoptimization(Common):
+    """06: when more of the reward makes answers worse."""
+
+    base: str
+    """Start model, the one of notebook 04."""
+    template: str
+    """How the start model writes conversations: own, openchat, llama2 or yi."""
+    n_prompts: int
+    """Held-out prompts, at most."""
+    samples: int
+    """Answers of the start model a prompt, from which the best of n is chosen."""
+    beyond: list
+    """Policies past APA's, as shares of its way from the start; 0 is APA's."""
+    policy_samples: int
+    """Answers of each of these policies a prompt."""
+    n_other: int
+    """Rankings that the other reward model learns from, at most."""
+    worlds: int
+    """Planted worlds of each kind, on which the monitor is tried."""
+    max_new_tokens: int
+    """Cap on an answer, tokens."""
+
+
+@dataclass(frozen=True)
 class ScalingOut(Common):
     """07: what the published run takes, and how it is started."""
 
@@ -206,5 +230,6 @@ STAGES: dict[str, type[Common]] = {
     "03_reward_training": RewardTraining,
     "04_policy_tuning": PolicyTuning,
     "05_evaluation": Evaluation,
+    "06_overoptimization": Overoptimization,
     "07_scaling_out": ScalingOut,
 }
