@@ -8,6 +8,7 @@ absolute safety.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -116,3 +117,17 @@ def paired(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Chang
         return paired_difference(new, old, seed=seed)
 
     return Change(over_refusal=change("benign", 1), compliance=change("harmful", -1))
+
+
+def verbosity(before: Mapping[str, str], after: Mapping[str, str], *, seed: int = 0) -> Interval:
+    """Change of the logarithm of an answer's words, after − before, paired by prompt: 0.1 is about a tenth longer.
+
+    It belongs beside the two rates: a model that says less also harms less.
+
+    Raises:
+        EvaluationError: the two answer different prompts.
+    """
+    if set(before) != set(after) or not before:
+        raise EvaluationError("before and after must answer the same prompts: answer one set with both models")
+    new, old = ([math.log1p(len(side[id].split())) for id in before] for side in (after, before))
+    return paired_difference(new, old, seed=seed)

@@ -1,0 +1,137 @@
+"""A long run at weak KL, watched: does the rubric turn while the reward model's score still rises?
+
+    python -m benchmarks.overoptimization [--method apa] [--kl 0.002] [--steps 60] [--every 4] [--labels full]
+
+Hours on two cores, and resumable step by step: the run stops every few steps, its policy answers held-out prompts, and
+proxy, another reward model, judge and rubric measure the answers. The proxy is notebook 03's recipe, unchanged, on the
+labels that are named (a quarter of them makes a weaker one); the other reward model learns from validation rows. Beside
+it stands the best of n of the start model's answers. Writes ``benchmarks/results/overoptimization.json``: both curves,
+the fits, and for each gold measure a stop point or how far there was none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import subprocess
+import sys
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import pandas as pd
+
+from benchmarks import records, study
+from starling_nb import files, progress
+from starling_nb.evaluation import goodhart
+from starling_nb.evaluation import overoptimization as over
+from starling_nb.judge.connect import connect
+from starling_nb.models import LM
+from starling_nb.nectar import prompts
+from starling_nb.policy import arms, tuning
+from starling_nb.policy.arms import Ground
+from starling_nb.policy.recipe import Recipe
+
+
+def kept(path: Path, make: pd.DataFrame | None = None) -> pd.DataFrame:
+    """A table of answers, written whole where it was just made, else read."""
+    if make is not None:
+        with files.replacing(path) as part:
+            make.to_parquet(part)
+    return pd.read_parquet(path)
+
+
+def watched(
+    ground: Ground, recipe: Recipe, asked: argparse.Namespace, panel: goodhart.Panel
+) -> dict[str, pd.DataFrame]:
+    """The run's answers every few steps, by name; what is there is not made again.
+
+    A run goes on from its last checkpoint whatever its length, so that it is asked for a few more steps each time.
+    """
+    _, offsets = arms.reward_model(ground, asked.labels, asked.seed)
+    held_out, found = prompts.load(split="test", limit=asked.prompts), {}
+    for step in range(asked.every, recipe.steps + 1, asked.every):
+        path = asked.out / f"step-{step:04}.parquet"
+        if not path.exists():
+            fresh = LM(copy.deepcopy(ground.lm.model), ground.lm.chat, ground.lm.name)
+            tuning.tune(
+                fresh,
+                panel.proxy,
+                ground.prompts("train"),
+                replace(recipe, steps=step),
+                offsets=offsets,
+                checkpoint=asked.out / "run.pt",
+                report=progress.named(f"{asked.method}, to step {step}"),
+            )
+            kept(path, panel.measured(fresh, ground.lm, held_out, asked.policy_samples, f"step {step}"))
+        found[f"step {step}"] = kept(path)
+    return found
+
+
+def run(asked: argparse.Namespace) -> None:
+    """Measure the start and the run, fit, and keep what was found."""
+    ground = study.ground(asked.study, asked.profile)
+    rows = ground.rows["final"]
+    if not rows.exists():
+        line = [sys.executable, "-m", "starling_nb", "reproduce", "--only", "01", "--profile", asked.profile]
+        subprocess.run([*line, "--out", str(asked.study / "final")], check=True)
+    changes = {"objective": asked.method, "kl": asked.kl, "steps": asked.steps, "seed": asked.seed}
+    recipe = replace(ground.recipe, **changes)
+    proxy, _ = arms.reward_model(ground, asked.labels, asked.seed)
+    other = goodhart.other_reward(ground.lm, rows, proxy, asked.n_other, progress.named)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    with connect(asked.judge, asked.out / "ledger.sqlite", asked.seed) as judge:
+        panel = goodhart.Panel(proxy, other, judge, asked.seed, recipe.max_new_tokens)
+        path = asked.out / f"start-{asked.samples}.parquet"
+        if not path.exists():
+            held_out = prompts.load(split="test", limit=asked.prompts)
+            kept(path, panel.measured(ground.lm, ground.lm, held_out, asked.samples, "start"))
+        start, after = kept(path), watched(ground, recipe, asked, panel)
+    keep(asked, recipe, start, after)
+
+
+def keep(asked: argparse.Namespace, recipe: Recipe, start: pd.DataFrame, after: dict[str, pd.DataFrame]) -> None:
+    """The committed record: settings, curves in SD of the start's answers, verdicts in each measure's own unit."""
+    names = list(goodhart.MEASURES)
+    best = over.chosen(start, "proxy", names, goodhart.numbers(asked.samples))
+    curves = [best, over.run(start, after, names, asked.method)]
+    units = over.spread(start, names)
+    found = {
+        "judge": asked.judge,
+        "labels": asked.labels,
+        "recipe": asdict(recipe),
+        "units": units,
+        "left_out": {curve.way: dict(curve.left_out) for curve in curves},
+        "agreement": goodhart.agreement(start).to_dict("records"),
+        "points": pd.concat([curve.table(units) for curve in curves]).to_dict("records"),
+        "verdicts": pd.concat([over.verdicts(curve) for curve in curves]).to_dict("records"),
+    }
+    print(pd.DataFrame(found["verdicts"])[["way", "measure", "seen", "n", "said"]].to_string(index=False))
+    records.keep(asked.name, found)
+
+
+def main() -> None:
+    """Read the settings and run."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--method", choices=arms.ONLINE, default="apa")
+    parser.add_argument("--kl", type=float, default=0.002, help="weight of the log-ratio in the reward")
+    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--every", type=int, default=4, help="steps between two measurements")
+    parser.add_argument("--labels", choices=arms.LABELS, default="full", help="what the proxy learns from")
+    parser.add_argument("--prompts", type=int, default=138, help="held-out prompts, at most")
+    parser.add_argument("--samples", type=int, default=64, help="answers of the start model a prompt")
+    parser.add_argument("--policy-samples", type=int, default=3, help="answers of each policy a prompt")
+    parser.add_argument("--n-other", type=int, default=100, help="rankings of the other reward model, at most")
+    parser.add_argument("--judge", default="simulated")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--profile", default="study")
+    parser.add_argument("--study", type=Path, default=files.ROOT / "outputs" / "study", help="rows and reward models")
+    parser.add_argument("--out", type=Path, default=files.ROOT / "outputs" / "overoptimization")
+    parser.add_argument("--name", default="overoptimization.json", help="name of the record")
+    asked = parser.parse_args()
+    if asked.steps < 2 * asked.every:
+        parser.error(f"--steps {asked.steps} leaves less than two measurements: raise it, or lower --every")
+    run(asked)
+
+
+if __name__ == "__main__":
+    main()
