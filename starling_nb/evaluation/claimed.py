@@ -95,10 +95,10 @@ def judged(claim: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -
     n = ours.get("n")
     if n is None or n < claim["min_n"]:
         return small, f"{n or 'no'} independent units, {claim['min_n']} are due"
-    value, low, high = ours["value"], ours.get("low"), ours.get("high")
-    alone = low is None or high is None
-    low, high = (value, value) if alone else (low, high)
-    verdict = _verdict(claim["rule"], float(low), float(high), float(claim["bound"]), float(claim["floor"]))
+    value = float(ours["value"])
+    alone = ours.get("low") is None or ours.get("high") is None
+    low, high = (value, value) if alone else (float(ours["low"]), float(ours["high"]))
+    verdict = _verdict(claim["rule"], low, high, float(claim["bound"]), float(claim["floor"]))
     said = f"{value:.4g}, no interval" if alone else f"[{low:.4g}, {high:.4g}]"
     if alone and verdict == VERDICTS[1]:
         verdict = small

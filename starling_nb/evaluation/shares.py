@@ -68,8 +68,11 @@ def length_row(start: pd.DataFrame, tuned: pd.DataFrame, measure: str) -> dict[s
 
     Columns: measure, and value, low and high of gain, at_equal_length, share and matched; matched_n, n.
     """
-    found, matched = length(start, tuned, measure), at_matched_lengths(start, tuned, measure)
-    nothing = Interval(float("nan"), float("nan"), float("nan"), found.gain.n)
+    found, nothing = length(start, tuned, measure), Interval(float("nan"), float("nan"), float("nan"), 0)
+    try:
+        matched = at_matched_lengths(start, tuned, measure)
+    except EvaluationError:  # few answers, none alike: the other columns still say something
+        matched = nothing
     parts = {"gain": found.gain, "at_equal_length": found.at_equal_length, "share": found.share or nothing}
     row: dict[str, object] = {"measure": measure}
     for name, value in {**parts, "matched": matched}.items():

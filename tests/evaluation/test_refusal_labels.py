@@ -102,7 +102,7 @@ def test_xstest_rates_from_stored_labels_are_exact(xstest: pd.DataFrame) -> None
         }
         refused = {kind: sum(label != LABELS[0] for label in labels) for kind, labels in counts.items()}
         assert rates.over_refusal.value == refused["benign"] / len(counts["benign"])
-        assert rates.compliance.value == 1 - refused["harmful"] / len(counts["harmful"])
+        assert rates.compliance.value == sum(label == LABELS[0] for label in counts["harmful"]) / len(counts["harmful"])
         published = whole[str(model)]
         assert rates.over_refusal.low <= published[0] <= rates.over_refusal.high
         assert rates.compliance.value == pytest.approx(1 - published[1], abs=0.02)

@@ -63,6 +63,8 @@ def test_sides_that_do_not_match_are_refused() -> None:
     with pytest.raises(EvaluationError, match="several answers a prompt"):
         shares.length(one, one, "proxy")
     with pytest.raises(EvaluationError, match="sample more"):
-        shares.at_matched_lengths(side().assign(words=10.0), side().assign(words=100.0), "proxy")
+        shares.at_matched_lengths(side(), side(growth=5.0), "proxy")
+    row = shares.length_row(side(), side(growth=5.0), "proxy")
+    assert (np.isnan(row["matched"]), row["matched_n"], row["n"]) == (True, 0, 60)
     with pytest.raises(EvaluationError, match="another measure"):
         shares.private_gain(side(), side(), "proxy", [])
