@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_nb import files
+from starling_nb.evaluation import claimed
 from starling_nb.page import cell, page, picture, section, table
 from starling_nb.progress import clock
 from starling_nb.runner import manifest
@@ -37,6 +38,7 @@ def write(out: Path) -> Path:
     parts = [
         _summary(record, claims),
         section("Claims", _claims(claims)),
+        section("What the authors claim, and what this run shows", _targets(metrics)),
         section("Figures", "".join(picture(path, _caption(path)) for path in sorted((out / "figures").glob("*.png")))),
         section("Tables", "".join(_csv(path) for path in sorted((out / "tables").glob("*.csv")))),
         section("Measured numbers", _metrics(numbers)),
@@ -46,6 +48,17 @@ def write(out: Path) -> Path:
     path = out / "report.html"
     files.write_text(path, page(f"Starling-7B, reproduced: {record.get('profile', '')}", "".join(parts)))
     return path
+
+
+def _targets(metrics: Mapping[str, Any]) -> str:
+    head = ("claim of the authors", "published", "here", "95 %", "n", "verdict", "on what, and why")
+    rows = []
+    for one in claimed.against(metrics).astype(object).where(lambda df: df.notna(), None).to_dict("records"):
+        mark = "holds" if one["verdict"] == claimed.VERDICTS[0] else "fails" if one["verdict"] == "not" else ""
+        cells = [cell(one["claim"]), cell(one["published"]), cell(one["obtained"]), cell(_interval(one))]
+        n = None if one["n"] is None else int(one["n"])
+        rows.append([*cells, cell(n), cell(one["verdict"], mark), cell(f"{one['on']}; {one['why']}")])
+    return table(head, rows)
 
 
 def _interval(row: Mapping[str, Any]) -> str:

@@ -136,7 +136,7 @@ def peaks(form: Form, alpha: ArrayLike, beta: ArrayLike, seen: float) -> Floats:
     A curve that falls from the start on is highest at 0, one that still rises at ``seen``.
     """
     a, b = np.atleast_1d(np.asarray(alpha, dtype=np.float64)), np.atleast_1d(np.asarray(beta, dtype=np.float64))
-    with np.errstate(divide="ignore", invalid="ignore"):
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         ratio = np.where(b > 0, a / np.where(b > 0, b, 1.0), 0.0)
     inner = ratio / 2 if form == "best_of_n" else np.exp(np.minimum(ratio - 1, 700.0))
     inner = np.where(b > 0, np.clip(inner, 0.0, seen), seen)

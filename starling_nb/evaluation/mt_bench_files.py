@@ -108,7 +108,7 @@ def write_judgments(
         id, turn, repeat = outcome.id.rsplit("/", 2)
         text = outcome.reply or (JUDGE_FAILED if outcome.value is None else "")
         score = UNREADABLE if outcome.value is None else outcome.value
-        row = {"question_id": file_id(id), "model": model, "judge": [judge, prompt], "turn": int(turn)}
+        row: dict[str, Any] = {"question_id": file_id(id), "model": model, "judge": [judge, prompt], "turn": int(turn)}
         row |= {"user_prompt": asked[outcome.id].messages[-1]["content"], "judgment": text, "score": score}
         rows.append(row | {"repeat": int(repeat), "tstamp": tstamp})
     files.write_jsonl(path, rows)

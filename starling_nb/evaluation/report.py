@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from starling_nb.evaluation import alpaca_eval, judging, mmlu, mt_bench, safety
+from starling_nb.chat import Message
+from starling_nb.evaluation import alpaca_eval, judging, length_control, mmlu, mt_bench, safety
 from starling_nb.evaluation.answering import answer
 from starling_nb.evaluation.published import Obtained
 from starling_nb.files import hash_value
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 Pair = Mapping[str, "LM"]
 """The start model and the tuned model, under ``start`` and ``tuned``."""
+LEAST = 20
+"""Instructions below which no win rate at equal length is computed."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +62,18 @@ def two_turn(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -
     return TwoTurn(found["start"].overall, found["tuned"].overall, change, categories, failed)
 
 
-def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> alpaca_eval.WinRate:
+@dataclass(frozen=True)
+class HeadToHead:
+    """The tuned model's win rate over the start model; ``controlled`` what it would be at equal length (None with fewer
+    than :data:`LEAST` instructions); all prompts and both models' answers, by instruction."""
+
+    wins: alpaca_eval.WinRate
+    controlled: length_control.LengthControlled | None
+    prompts: Mapping[str, Sequence[Message]]
+    answers: Mapping[str, Mapping[str, str]]
+
+
+def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> HeadToHead:
     """The tuned model against the start model on single instructions, each pair shown in both orders."""
     judging.register()
     instructions = _some(alpaca_eval.load(), n)
@@ -73,7 +87,21 @@ def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: in
     table = alpaca_eval.annotate(
         instructions, answers["start"], answers["tuned"], verdicts, generators=("start", "tuned")
     )
-    return alpaca_eval.win_rate(table, seed=seed)
+    wins = alpaca_eval.win_rate(table, seed=seed)
+    controlled = None
+    if wins.n >= LEAST:
+        controlled = alpaca_eval.length_controlled_win_rate(table, model="length_controlled_minimal")
+    return HeadToHead(wins, controlled, conversations, answers)
+
+
+def record_wins(stage: Any, found: HeadToHead) -> None:
+    """Record win rate, length ratio and the win rate at equal length in a stage."""
+    wins = found.wins
+    stage.record("alpaca_eval.win_rate", wins.win_rate, wins.low, wins.high, wins.n)
+    stage.record("alpaca_eval.length_ratio", wins.length / wins.baseline_length, n=wins.n)
+    if (even := found.controlled) is not None:
+        stage.record("alpaca_eval.length_controlled", even.win_rate, even.low, even.high, even.n)
+        print(f"at equal length: {even.win_rate:.1f} % [{even.low:.1f}, {even.high:.1f}]")
 
 
 def multiple_choice(
@@ -115,15 +143,20 @@ def record_choice(stage: Any, found: mmlu.Comparison) -> None:
 
 
 def safety_pair(pair: Pair, n: int, seed: int, max_new_tokens: int) -> pd.DataFrame:
-    """Over-refusal and compliance of both models: model, rate, value, low, high, n."""
+    """Over-refusal and compliance of both models and their paired change (model ``change``): model, rate, value, low,
+    high, n."""
     chosen = {prompt.pair for prompt in safety.load()[:n]}
     contrast = [prompt for prompt in safety.load() if prompt.pair in chosen]
     conversations = {prompt.id: prompt.messages for prompt in contrast}
-    rows = []
+    labels = {}
     for name, lm in pair.items():
         said = answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens, desc=f"safety, {name}")
-        found = safety.rates(safety.label(contrast, said))
-        rows += [{"model": name, "rate": rate, **vars(value)} for rate, value in vars(found).items()]
+        labels[name] = safety.label(contrast, said)
+    found: dict[str, Any] = {name: safety.rates(table) for name, table in labels.items()}
+    found["change"] = safety.paired(labels["start"], labels["tuned"])
+    rows = [
+        {"model": name, "rate": rate, **vars(value)} for name, one in found.items() for rate, value in vars(one).items()
+    ]
     return pd.DataFrame(rows)
 
 

@@ -103,8 +103,11 @@ def test_two_processes_leave_what_one_does(folder: Path) -> None:
         pd.testing.assert_frame_equal(alone, shared, rtol=1e-4, atol=1e-5)
     ours, theirs = (load_file(folder / out / "policy.safetensors") for out in ("out", "two"))
     assert ours.keys() == theirs.keys()
+    # Adam divides a gradient by its own size: where that is rounding, so is the step of one weight in a thousand.
     for name, value in ours.items():
-        torch.testing.assert_close(theirs[name], value, rtol=1e-4, atol=2e-5)
+        apart = (theirs[name] - value).abs()
+        assert apart.max() < 2e-4
+        assert apart.mean() < 1e-6
 
 
 def test_a_finished_run_is_not_run_again_and_another_one_is_not_taken_for_it(folder: Path) -> None:

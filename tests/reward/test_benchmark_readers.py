@@ -46,7 +46,7 @@ def write(path: Path, rows: list[dict[str, Any]]) -> Path:
         path.write_text(json.dumps(rows), encoding="utf-8")
     else:
         content = "".join(json.dumps(row) + "\n" for row in rows).encode()
-        path.write_bytes(gzip.compress(content) if path.suffix == ".gz" else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
     return path
 
 
@@ -231,7 +231,12 @@ BROKEN: list[tuple[str, str, Any, str]] = [
     ("human", "x.jsonl", b"{}\n[1", r"x\.jsonl, line 2, is not JSON \(.*\): give the benchmark's own file$"),
     ("human", "x.jsonl", b"\xff\xfe", r"x\.jsonl cannot be read \(.*\): give the benchmark's own file$"),
     ("hh", "x.jsonl.gz", b"not zipped", r"x\.jsonl\.gz cannot be read \(.*\): give the benchmark's own file$"),
-    ("hh", "x.jsonl.gz", gzip.compress(b"text")[:10] + b"\xff" * 20, r"x\.jsonl\.gz cannot be read \(.*\): give"),
+    (
+        "hh",
+        "x.jsonl.gz",
+        gzip.compress(b"text", mtime=0)[:10] + b"\xff" * 20,
+        r"x\.jsonl\.gz cannot be read \(.*\): give",
+    ),
     ("human", "x.parquet", b"", r"x\.parquet cannot be read \(.*\): give the benchmark's own file$"),
     ("human", "x.parquet", b"PAR1 nothing PAR1", r"x\.parquet cannot be read \(.*\): give the benchmark's own file$"),
     ("human", "x.csv", b"prompt\n", r"x\.csv is none of \.parquet, \.json, .*: give the benchmark's own file$"),
