@@ -31,7 +31,7 @@ reproduce: $(VENV)/.ok
 	$(BIN)/starling-nb reproduce --profile $(PROFILE) --out outputs/$(PROFILE)
 
 test: $(VENV)/.ok
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n auto --maxprocesses 4 --dist loadfile
 
 lab: $(VENV)/.ok
 	$(BIN)/jupyter lab --ServerApp.ip=127.0.0.1 --KernelManager.transport_encryption=auto notebooks
