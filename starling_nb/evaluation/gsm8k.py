@@ -50,12 +50,15 @@ class Comparison:
     change: dict[str, Interval]
 
 
-def load(path: Path) -> list[Problem]:
-    """Read problems: rows with question and answer (a solution that ends with ``#### n``), ids optional.
+def load(path: Path | None = None) -> list[Problem]:
+    """Read problems: the embedded ones by default, or rows of question and answer as GSM8K has them, ids optional.
+
+    An answer is a solution that ends with ``#### n``. The embedded problems, of one to three steps, are easier.
 
     Raises:
         EvaluationError: a row lacks a field or its solution ends with no number, or an id occurs twice.
     """
+    path = path or files.DATA / "bench_word_problems.jsonl"
     problems = []
     for number, row in enumerate(files.read_jsonl(path), 1):
         try:

@@ -98,6 +98,7 @@ def record_wins(stage: Any, found: HeadToHead) -> None:
     """Record win rate, length ratio and the win rate at equal length in a stage."""
     wins = found.wins
     stage.record("alpaca_eval.win_rate", wins.win_rate, wins.low, wins.high, wins.n)
+    stage.record("alpaca_eval.gain", wins.win_rate - 50, wins.low - 50, wins.high - 50, wins.n)
     stage.record("alpaca_eval.length_ratio", wins.length / wins.baseline_length, n=wins.n)
     if (even := found.controlled) is not None:
         stage.record("alpaca_eval.length_controlled", even.win_rate, even.low, even.high, even.n)

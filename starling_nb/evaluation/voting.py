@@ -193,6 +193,8 @@ class ArenaSession:
         votes.append(_share("A, where one won", int((decided["winner"] == "model_a").sum()), len(decided)))
         out = {**self.skipped, "battles left": self.left, "votes after a reveal": int((~table["blind"]).sum())}
         try:
+            if table.empty:
+                raise EvaluationError("nobody has voted yet")
             found = arena.bradley_terry(table[table["blind"]], clusters="question_id")
             ratings = found.table.assign(questions=found.n)
             out |= found.dropped

@@ -69,9 +69,9 @@ def test_too_few_units_and_unmet_needs_decide_nothing(id: str) -> None:
 
 def test_a_number_without_interval_can_show_but_not_refute() -> None:
     row = ROWS["first_place_bias"]
-    one = {row["metric"]: {"value": 0.0001, "low": None, "high": None, "n": 703}}
+    one = {row["metric"]: {"value": 0.3, "low": None, "high": None, "n": 703}}
     assert claimed.judged(row, one)[0] == YES
-    one[row["metric"]]["value"] = 0.4
+    one[row["metric"]]["value"] = 0.1
     assert claimed.judged(row, one)[0] == SMALL
 
 

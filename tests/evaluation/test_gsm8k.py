@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import ast
+import operator
+import re
 from decimal import Decimal
+from fractions import Fraction
 from pathlib import Path
 
 import pandas as pd
@@ -90,3 +94,27 @@ def test_a_model_at_the_floor_is_not_tested() -> None:
 def test_the_real_solutions_are_read_as_the_set_says(real_data: Path) -> None:
     rows = pd.read_parquet(real_data / "capability" / "gsm8k_test.parquet")
     assert [gsm8k.strict(text) for text in rows["answer"]] == [gsm8k.number(str(n)) for n in rows["final"]]
+
+
+OPERATIONS = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
+
+
+def computed(node: ast.expr) -> Fraction:
+    """An arithmetic expression's value."""
+    if isinstance(node, ast.BinOp):
+        found = OPERATIONS[type(node.op)](computed(node.left), computed(node.right))
+        return Fraction(found)
+    assert isinstance(node, ast.Constant)
+    return Fraction(node.value)
+
+
+def test_the_embedded_problems_are_sixty_and_their_solutions_add_up() -> None:
+    problems = gsm8k.load()
+    assert len({problem.question for problem in problems}) == 60
+    for problem in problems:
+        written, marked = problem.solution.split("\n")
+        left, right = written.replace("×", "*").replace("÷", "/").replace("−", "-").split(" = ")
+        assert computed(ast.parse(left, mode="eval").body) == Fraction(right) == problem.answer
+        assert marked == f"#### {right}"
+        digits = set(re.findall(r"\d+", problem.question.replace(",", "")))
+        assert len(digits & set(re.findall(r"\d+", left))) >= 1
