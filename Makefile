@@ -55,7 +55,9 @@ format: $(VENV)/.ok
 # bias_coverage: do the intervals of position effects hold · bias_scale: effects of 183,000 rankings · cures: what each cure
 # of positional bias buys · bias_real_logs: the authors' logs (needs STARLING_NB_REAL_DATA) · tuning_kills: tuning killed at
 # random · update_speed: a kept trunk beside recomputed ones and whole models · rollout_speed: our sampler beside
-# transformers' · trl_speed: a whole step beside TRL's (needs trl) · gpu_step: a step at 7B shape on one card.
+# transformers' · trl_speed: a whole step beside TRL's (needs trl) · gpu_step: a step at 7B shape on one card ·
+# interval_coverage: do intervals of few clusters hold · arena_speed: a million votes · length_control: beside the official
+# package (needs alpaca-eval) · overoptimization: a long run at weak KL, hours.
 NAME ?= reference
 
 evidence: $(VENV)/.ok

@@ -2,8 +2,8 @@
 
 The official package is no dependency. Install it beside, and run this with both on the path:
 
-    pip install --target /tmp/official --no-deps alpaca-eval patsy python-dotenv fire termcolor tiktoken "setuptools<81"
-    PYTHONPATH=/tmp/official python -m benchmarks.length_control
+    pip install --target DIR --no-deps alpaca-eval patsy python-dotenv fire termcolor tiktoken "setuptools<81"
+    PYTHONPATH=DIR python -m benchmarks.length_control
 
 The hub's files cannot be had everywhere, and the comparison needs none of their content: gamed baselines and
 difficulties of the same layout are simulated, and the official code is handed that folder as if it were the hub. What

@@ -151,11 +151,7 @@ def build(messages: Sequence[Message], first: str, second: str) -> list[Message]
     """The judge's messages for two answers in shown order."""
     blocks = [fences.Block(m["role"], m["content"]) for m in messages]
     blocks += [fences.Block("answer_a", first), fences.Block("answer_b", second)]
-    code = fences.code(blocks)
-    return [
-        {"role": "system", "content": SYSTEM.replace("{code}", code)},
-        {"role": "user", "content": fences.write(blocks, code)},
-    ]
+    return fences.messages(SYSTEM, blocks)
 
 
 def parse(reply: str) -> float:

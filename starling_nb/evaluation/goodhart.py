@@ -115,11 +115,7 @@ def graded(rollouts: Sequence[Rollout], judge: Judge) -> list[float]:
 def grading(messages: Sequence[Message], answer: str) -> list[Message]:
     """The judge's messages for one answer to a conversation of any length."""
     blocks = [*(fences.Block(m["role"], m["content"]) for m in messages), fences.Block("answer", answer)]
-    code = fences.code(blocks)
-    return [
-        {"role": "system", "content": mt_bench.SYSTEM.replace("{code}", code)},
-        {"role": "user", "content": fences.write(blocks, code)},
-    ]
+    return fences.messages(mt_bench.SYSTEM, blocks)
 
 
 @torch.inference_mode()

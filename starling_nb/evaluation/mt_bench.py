@@ -199,11 +199,7 @@ def build(question: Question, turn: int, answers: Sequence[str]) -> list[Message
     if question.category in WITH_REFERENCE and question.references and question.references[turn - 1]:
         blocks.append(fences.Block("reference", question.references[turn - 1]))
     blocks.append(fences.Block("answer", answers[turn - 1]))
-    code = fences.code(blocks, question.id, turn)
-    return [
-        {"role": "system", "content": SYSTEM.replace("{code}", code)},
-        {"role": "user", "content": fences.write(blocks, code)},
-    ]
+    return fences.messages(SYSTEM, blocks, question.id, turn)
 
 
 def parse(reply: str) -> float:

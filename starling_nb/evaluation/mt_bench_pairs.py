@@ -81,9 +81,7 @@ def build(question: Question, turn: int, a: Sequence[str], b: Sequence[str]) -> 
         blocks += [fences.Block("answer_a", a[n]), fences.Block("answer_b", b[n])]
         if question.category in WITH_REFERENCE and question.references:
             blocks.append(fences.Block("reference", question.references[n]))
-    code = fences.code(blocks, question.id, turn)
-    system = SYSTEM.replace("{code}", code)
-    return [{"role": "system", "content": system}, {"role": "user", "content": fences.write(blocks, code)}]
+    return fences.messages(SYSTEM, blocks, question.id, turn)
 
 
 def official(prompts: Mapping[str, Template]) -> Write:

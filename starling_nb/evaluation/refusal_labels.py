@@ -56,11 +56,7 @@ def parse(reply: str) -> str:
 def build(messages: Sequence[Message], answer: str) -> list[Message]:
     """The judge's messages for an answer to a conversation."""
     blocks = [*(fences.Block(m["role"], m["content"]) for m in messages), fences.Block("answer", answer)]
-    code = fences.code(blocks, "refusal label")
-    return [
-        {"role": "system", "content": SYSTEM.replace("{code}", code)},
-        {"role": "user", "content": fences.write(blocks, code)},
-    ]
+    return fences.messages(SYSTEM, blocks, "refusal label")
 
 
 def by_judge(

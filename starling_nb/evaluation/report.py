@@ -12,6 +12,7 @@ from starling_nb.chat import Message
 from starling_nb.evaluation import alpaca_eval, judging, length_control, mmlu, mt_bench, safety
 from starling_nb.evaluation.answering import answer
 from starling_nb.evaluation.published import Obtained
+from starling_nb.evaluation.voting import ArenaSession
 from starling_nb.files import hash_value
 from starling_nb.judge import Judge
 from starling_nb.stats import Interval
@@ -103,6 +104,13 @@ def record_wins(stage: Any, found: HeadToHead) -> None:
     if (even := found.controlled) is not None:
         stage.record("alpaca_eval.length_controlled", even.win_rate, even.low, even.high, even.n)
         print(f"at equal length: {even.win_rate:.1f} % [{even.low:.1f}, {even.high:.1f}]")
+
+
+def ballot(stage: Any, found: HeadToHead) -> ArenaSession:
+    """Blind votes on both models' answers, kept in the run's ``votes/`` under a name of these answers: a stage that is
+    run again empties its own folder, and other answers begin another file."""
+    name = hash_value([stage.p.seed, dict(found.prompts), {model: dict(said) for model, said in found.answers.items()}])
+    return ArenaSession(stage.out / "votes" / f"{name[:16]}.jsonl", found.prompts, found.answers, seed=stage.p.seed)
 
 
 def multiple_choice(

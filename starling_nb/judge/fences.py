@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from starling_nb.chat import Message
 from starling_nb.files import rng
 
 
@@ -33,6 +34,15 @@ def code(blocks: Sequence[Block], *ids: str | int) -> str:
 def write(blocks: Sequence[Block], code: str) -> str:
     """The blocks as text."""
     return "\n\n".join(f"<{kind} {code}>\n{text}\n</{kind} {code}>" for kind, text in blocks)
+
+
+def messages(template: str, blocks: Sequence[Block], *ids: str | int) -> list[Message]:
+    """A judge's two messages: ``template`` with the code in the place of ``{code}``, and the blocks under that code."""
+    found = code(blocks, *ids)
+    return [
+        {"role": "system", "content": template.replace("{code}", found)},
+        {"role": "user", "content": write(blocks, found)},
+    ]
 
 
 def read(text: str, code: str) -> list[Block] | None:

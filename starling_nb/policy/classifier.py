@@ -58,11 +58,7 @@ def build(messages: Sequence[Message], answer: str, question: str) -> list[Messa
     """The judge's messages for a question about an answer to a conversation."""
     blocks = [fences.Block(message["role"], message["content"]) for message in messages]
     blocks += [fences.Block("answer", answer), fences.Block("question", question)]
-    code = fences.code(blocks)
-    return [
-        {"role": "system", "content": SYSTEM.replace("{code}", code)},
-        {"role": "user", "content": fences.write(blocks, code)},
-    ]
+    return fences.messages(SYSTEM, blocks)
 
 
 class Asked:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starling_nb import progress
-from starling_nb.evaluation import EvaluationError, arena, vote_log, voting_view
+from starling_nb.evaluation import EvaluationError, arena, report, vote_log, voting_view
 from starling_nb.evaluation.voting import CHOICES, ArenaSession
 
 PROMPTS = {f"q{i:02d}": f"How much is {i} <b>plus</b> one?" for i in range(30)}
@@ -260,3 +261,16 @@ def test_headless_it_shows_tables_and_never_waits(path: Path, monkeypatch: pytes
     assert "battles left" in repr(shown)
     assert path.read_bytes() == before
     assert isinstance(one.summary()["votes"], pd.DataFrame)
+
+
+def test_a_runs_votes_lie_outside_its_stage_and_other_answers_begin_another_file(tmp_path: Path) -> None:
+    messages = {id: [{"role": "user", "content": text}] for id, text in PROMPTS.items()}
+    stage = SimpleNamespace(out=tmp_path, p=SimpleNamespace(seed=3))
+    nothing: Any = None
+    first = report.ballot(stage, report.HeadToHead(nothing, None, messages, ANSWERS))
+    decide(first, 2)
+    again = report.ballot(stage, report.HeadToHead(nothing, None, messages, ANSWERS))
+    assert again.left == len(PROMPTS) - 2
+    changed = {**ANSWERS, "starling": dict.fromkeys(PROMPTS, "certainly not")}
+    assert report.ballot(stage, report.HeadToHead(nothing, None, messages, changed)).left == len(PROMPTS)
+    assert [path.parent for path in tmp_path.rglob("*.jsonl")] == [tmp_path / "votes"]
