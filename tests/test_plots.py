@@ -21,6 +21,8 @@ SHARES = {
     "fair": bias.share_from_counts([20] * 7),
 }
 STEPS = np.arange(12)
+TOLD = (0.3, 0.2, 0.1, 0.1, 0.1, 0.1, 0.1)
+"""Shares of first places by shown place."""
 
 
 def training() -> pd.DataFrame:
@@ -74,6 +76,14 @@ def timed() -> pd.DataFrame:
     return table(profile=["small", "large"], sampling=[3.0, 0.1], update=[1.0, 9.9], hours=[0.5, 2.0], dollars=[0, 40])
 
 
+def told() -> dict[str, dict[str, float]]:
+    """The numbers of a run that its picture shows."""
+    values = {f"02.first_place.{name}.{i}": share for name in ("naive", "final") for i, share in enumerate(TOLD, 1)}
+    values |= {f"03.{name}.pairwise_accuracy": 0.7 for name in ("k_wise", "longest", "ceiling")}
+    values |= {"04.apa.rubric": 0.3, "04.dpo.rubric": -0.1}
+    return {id: {"value": value, "low": value - 0.05, "high": value + 0.05, "n": 100} for id, value in values.items()}
+
+
 def figures() -> dict[str, Figure]:
     effects = table(position=[0, 1], effect=[0.3, -0.3], low=[0.1, -0.5], high=[0.5, -0.1])
     ranks = effects.rename(columns={"effect": "mean_rank"}) + 1
@@ -104,6 +114,7 @@ def figures() -> dict[str, Figure]:
         "radar": plots.radar({m: {"math": 3, "stem": i, "roleplay": 7} for i, m in enumerate("ab", 2)}),
         "results": plots.results_table(published(), ours()),
         "made_of": plots.composition(table(kind=["source"] * 2, name=["hh", "sharegpt"], count=[7400, 2500])),
+        "story": plots.story(told(), "simulated"),
         "models": plots.mean_rank_by_model(table(model=["b", "a"], mean_rank=[4, 2.8], low=[3, 2], high=[5, 3])),
     }
 
@@ -254,6 +265,14 @@ def test_a_plan_of_time_is_shares_with_the_whole_beside_them(drawn: dict[str, Fi
     assert told == ["75 %", "25 %", "99 %", "4 s a set, 0.5 h in all", "10 s a set, 2.0 h in all, $40"]
 
 
+def test_a_run_is_told_by_its_judge_its_reward_model_and_its_policies(drawn: dict[str, Figure]) -> None:
+    places, accuracy, quality = drawn["story"].axes
+    assert "simulated" in places.get_title(loc="left")
+    assert [bar.get_height() for bar in places.patches] == [*TOLD, *TOLD]
+    assert [label.get_text() for label in accuracy.get_yticklabels()] == ["K-wise", "longest answer"]
+    assert quality.collections[-1].get_offsets().tolist() == [[0.3, 0], [-0.1, 1]]
+
+
 def test_models_are_sorted_best_first(drawn: dict[str, Figure]) -> None:
     assert [text.get_text() for text in drawn["models"].axes[0].get_yticklabels()] == ["a", "b"]
 
@@ -278,6 +297,7 @@ def test_tables_that_cannot_be_drawn_are_refused() -> None:
         (lambda: plots.effects_forest({}), "nothing to draw"),
         (lambda: plots.agreement_by_distance({}), "nothing to draw"),
         (lambda: plots.agreement_by_distance({"a": SHARES["fair"]}), "lacks by, distance"),
+        (lambda: plots.story({}, "simulated"), "no number 02.first_place.naive.1: run its notebook"),
         (lambda: plots.radar({"a": {"x": 1}, "b": {"y": 1}}), "same categories"),
         (
             lambda: plots.before_after(table(part="aa", when="bb", value=[1, 2], low=[0, 0], high=[2, 2])),

@@ -18,6 +18,7 @@ from starling_nb.plots.positions import (
 )
 from starling_nb.plots.results import composition, mean_rank_by_model, radar, results_table
 from starling_nb.plots.scaling import memory_plan, phase_plan
+from starling_nb.plots.story import story
 from starling_nb.plots.style import PlotError, save, styled
 from starling_nb.plots.training import accuracy_table, before_after, lines, loss_curves, training_curves
 
@@ -42,6 +43,7 @@ __all__ = [
     "radar",
     "results_table",
     "save",
+    "story",
     "styled",
     "training_curves",
 ]
