@@ -1,4 +1,4 @@
-"""The README tells the truth: its commands work, its tree and its table name what is there."""
+"""README and docs tell the truth: commands work, links lead somewhere, tree and table name what is there."""
 
 from __future__ import annotations
 
@@ -26,6 +26,8 @@ from starling_nb.reproduce import Plan, Result
 
 ROOT = files.ROOT
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {path.relative_to(ROOT): path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").glob("*.md"))}
+ALL = "\n\n".join([README, *PAGES.values()])
 MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 TREE, TABLE = "How it hangs together", "The story"
 """Headings of the section with the tree and of the one with the notebooks."""
@@ -104,6 +106,23 @@ def table(text: str) -> list[str]:
     return re.findall(r"^\| `([^`]+)` \|", section, re.MULTILINE)
 
 
+def anchors(text: str) -> set[str]:
+    """The names under which a page's headings can be linked to."""
+    headings = re.findall(r"^#+ (.+)$", prose(text), re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def dead(text: str, page: Path) -> list[str]:
+    """Relative links of a page to files that are not there, or to headings that those have not."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", prose(text)):
+        name, _, anchor = link.partition("#")
+        path = (ROOT / page).parent / name if name else ROOT / page
+        if "://" not in link and not (path.exists() and (not anchor or anchor in anchors(path.read_text("utf-8")))):
+            found.append(link)
+    return found
+
+
 def make(command: str) -> subprocess.CompletedProcess[str]:
     """Let make say what it would do."""
     env = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
@@ -153,7 +172,7 @@ def settings(command: str) -> list[tuple[str, str, str]]:
     return [(*name.rpartition(".")[::2], value) for name, _, value in found]
 
 
-MAKES, LINES = commands(README, "make"), commands(README, "starling-nb")
+MAKES, LINES = commands(ALL, "make"), commands(ALL, "starling-nb")
 RUNS = [line for line in LINES if words(line)[1] == "reproduce"]
 BUILDS = [
     line
@@ -167,7 +186,16 @@ def test_the_readme_shows_commands_and_none_that_is_not_tested_here() -> None:
     assert {"make reproduce", "make test", "make lab"} <= set(MAKES)
     assert "starling-nb doctor" in LINES
     assert len(RUNS) >= 3
-    assert strangers(README) == []
+    assert strangers(ALL) == []
+
+
+@pytest.mark.parametrize("page", [Path("README.md"), *PAGES, Path("ARCHITECTURE.md"), Path("CONTRIBUTING.md")], ids=str)
+def test_links_lead_to_files_and_headings_that_are_there(page: Path) -> None:
+    assert dead((ROOT / page).read_text(encoding="utf-8"), page) == []
+
+
+def test_every_page_can_be_reached_from_the_readme() -> None:
+    assert [page for page in PAGES if f"]({page})" not in README] == []
 
 
 @pytest.mark.parametrize("command", MAKES)
@@ -363,7 +391,11 @@ def test_a_rotten_target_is_found(old: str, new: str, wrong: list[str]) -> None:
 
 
 def test_other_rot_is_found_too() -> None:
-    assert strangers(broken("starling-nb doctor", "starling doctor"))
+    assert strangers(broken("make test  ", "rake test  "))
+    assert dead(broken("docs/bias.md", "docs/bios.md"), Path("README.md")) == ["docs/bios.md"]
+    assert dead(broken("#what-differs-from-starling-lm", "#what-is-alike"), Path("README.md")) == [
+        "docs/policy.md#what-is-alike"
+    ]
     assert absent(tree(broken("  bias/ ", "  biases/ "))) == ["starling_nb/biases/"]
     assert absent(tree(broken("runner/, claims", "runner/, claim"))) == ["starling_nb/claim"]
     assert absent(tree(broken("\ndata/ ", "\ndatum/ "))) == ["datum/"]
