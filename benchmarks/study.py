@@ -4,7 +4,8 @@
 
 Hours on two cores, and resumable arm by arm: each is a process of its own with one thread, and is kept when it is done.
 ``trials`` come first: every method gets the same learning rates, for fewer steps, on validation prompts; the best goes
-into all other chapters, which are measured on test prompts:
+into all other chapters, which are measured on test prompts. A rate at which a guard stops the method while it learns,
+for any seed of ``methods``, is not one to tune with: its next best takes its place, for all seeds, as the record says.
 
 ``methods``   APA, PPO, P3O, RLOO and DPO on as many sequences, beside the start model
 ``labels``    APA, PPO and P3O with a reward model from a quarter of the rankings, from noisy ones, from a naive judge's
@@ -20,6 +21,7 @@ computes every interval, and ``policy.json``: commit, machine, recipe, the trial
 from __future__ import annotations
 
 import argparse
+import itertools
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -32,9 +34,10 @@ import pandas as pd
 
 from benchmarks import records
 from starling_nb import files, models, profiles, progress
+from starling_nb.errors import StarlingError
 from starling_nb.policy import arms, baselines, c_rlft, effects
 from starling_nb.policy.arms import Arm, Ground
-from starling_nb.policy.recipe import PUBLISHED, Recipe
+from starling_nb.policy.recipe import PUBLISHED, Recipe, TuningError
 from starling_nb.reward import training
 from starling_nb.runner import manifest
 
@@ -86,8 +89,18 @@ def trials() -> list[Arm]:
 
 
 def chosen(folder: Path) -> dict[str, str]:
-    """The learning rate of each method whose trial did best by the rubric, as a change."""
-    best = effects.best_rate(pd.concat([pd.read_parquet(_kept(folder, arm)) for arm in trials()]))
+    """The learning rate of each method whose trial did best by the rubric, as a change, of those no guard stopped.
+
+    Raises:
+        StarlingError: a guard has stopped a method at every rate.
+    """
+    table = pd.concat([pd.read_parquet(_kept(folder, arm)) for arm in trials() if not _stop(folder, arm).exists()])
+    for method, rate in itertools.product(METHODS, RATES):
+        if ruled_out(folder, Arm(method, changes=(f"lr={rate}",))):
+            table = table[(table.method != method) | (table.changes != f"lr={rate} {TRIAL}")]
+    best = effects.best_rate(table)
+    if lost := [method for method in METHODS if method not in best]:
+        raise StarlingError(f"guards have stopped {', '.join(lost)} at every rate: add a smaller one to RATES")
     return {method: changes.removesuffix(f" {TRIAL}") for method, changes in best.items()}
 
 
@@ -117,6 +130,20 @@ def _kept(folder: Path, arm: Arm) -> Path:
     return folder / "arms" / f"{arm.name}.parquet"
 
 
+def _stop(folder: Path, arm: Arm) -> Path:
+    return folder / "arms" / f"{arm.name}.stopped.json"
+
+
+def ruled_out(folder: Path, arm: Arm) -> bool:
+    """Whether a guard has stopped the arm's method, for any seed, at the arm's learning rate."""
+    return any(_stop(folder, Arm(arm.method, seed, changes=arm.changes[:1])).exists() for seed in SEEDS)
+
+
+def over(folder: Path, arm: Arm) -> bool:
+    """Whether an arm has been measured, or stopped by a guard."""
+    return _kept(folder, arm).exists() or _stop(folder, arm).exists()
+
+
 def child(asked: argparse.Namespace, *words: str) -> None:
     """One job in a process of its own; what it says is kept below the folder."""
     log = asked.out / "logs" / f"{'-'.join(words).strip('-').replace(':', '')}.log"
@@ -130,8 +157,14 @@ def child(asked: argparse.Namespace, *words: str) -> None:
 
 
 def alone(asked: argparse.Namespace, arm: Arm) -> None:
-    """One arm in this process; the commit goes beside its record."""
-    arms.run(ground(asked.out, asked.profile), arm)
+    """One arm in this process; the commit goes beside its record. One that a guard stops is over, with the reason."""
+    try:
+        arms.run(ground(asked.out, asked.profile), arm)
+    except TuningError as error:
+        print(f"stopped: {error}", flush=True)
+        files.write_json(_stop(asked.out, arm), {"reason": str(error), "git": manifest.git()})
+        _kept(asked.out, arm).with_suffix(".pt").unlink(missing_ok=True)
+        return
     note = _kept(asked.out, arm).with_suffix(".json")
     files.write_json(note, {"git": manifest.git(), **files.read_json(note)})
 
@@ -146,8 +179,8 @@ def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
     missing = [one for one in rewards if not (asked.out / "rewards" / "{}-{}".format(*one) / "offsets.json").exists()]
     with ThreadPoolExecutor(asked.workers) as pool:
         list(pool.map(lambda one: child(asked, "--reward", one[0], "--seed", str(one[1])), missing))
-        left = [arm for arm in wanted if not _kept(asked.out, arm).exists()]
-        list(pool.map(lambda arm: child(asked, "--arm", arm.name), left))
+        left = [arm for arm in wanted if not over(asked.out, arm)]
+        list(pool.map(lambda arm: ruled_out(asked.out, arm) or child(asked, "--arm", arm.name), left))
 
 
 def gather(folder: Path, profile: str) -> None:
@@ -165,8 +198,10 @@ def gather(folder: Path, profile: str) -> None:
         means.astype(dict.fromkeys(numbers, "float32")).to_parquet(part, index=False)
     notes = {arm.name: files.read_json(_kept(folder, arm).with_suffix(".json")) for arm in found}
     steps = {name: note["history"] for name, note in notes.items()}
+    stops = {path.name.removesuffix(".stopped.json"): path for path in (folder / "arms").glob("*.stopped.json")}
+    reasons = {name: files.read_json(path)["reason"] for name, path in sorted(stops.items())}
     commits = sorted({note["git"]["commit"] for note in notes.values()})
-    about = {"profile": profile, "rates": rates, "recipe": asdict(ground(folder, profile).recipe)}
+    about = {"profile": profile, "rates": rates, "stopped": reasons, "recipe": asdict(ground(folder, profile).recipe)}
     records.keep("study/policy.json", about | {"commits": commits, "missing": len(every) - len(found), "steps": steps})
 
 
@@ -191,22 +226,20 @@ def main() -> None:
     if asked.reward:
         arms.reward_model(ground(asked.out, asked.profile), asked.reward, asked.seed)
         return
-    if asked.arm and asked.arm in (named := {arm.name: arm for arm in trials()}):
-        alone(asked, named[asked.arm])
-        return
-    if not asked.arm:
-        run(asked, trials())
-    parts = chapters(chosen(asked.out))
+    parts = [chapters(dict.fromkeys(METHODS, f"lr={rate}")) for rate in RATES]
     if asked.arm:
-        named = {arm.name: arm for part in parts.values() for arm in part}
+        known = [*trials(), *(arm for one in parts for part in one.values() for arm in part)]
+        named = {arm.name: arm for arm in known}
         if asked.arm not in named:
             parser.error(f"unknown arm {asked.arm}: choose from {', '.join(named)}")
         alone(asked, named[asked.arm])
         return
-    if unknown := [name for name in asked.chapter if name not in parts]:
-        parser.error(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(parts)}")
-    for name in asked.chapter or parts:
-        run(asked, parts[name])
+    if unknown := [name for name in asked.chapter if name not in parts[0]]:
+        parser.error(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(parts[0])}")
+    run(asked, trials())
+    for name in asked.chapter or parts[0]:
+        while not all(over(asked.out, arm) for arm in chapters(chosen(asked.out))[name]):
+            run(asked, chapters(chosen(asked.out))[name])
     gather(asked.out, asked.profile)
 
 

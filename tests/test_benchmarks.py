@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 
@@ -33,6 +34,25 @@ def test_every_arm_of_the_study_has_a_name_of_its_own_and_a_recipe() -> None:
     assert whole == [published] * len(study.SEEDS)
     assert {arm.seed for arm in study.trials()}.isdisjoint(study.SEEDS)
     assert {arm.split for arm in study.trials()} == {"validation"}
+
+
+def test_a_rate_at_which_a_guard_stops_a_method_gives_way_to_the_next_best(tmp_path: Path) -> None:
+    (tmp_path / "arms").mkdir()
+    for arm in study.trials():
+        best = arm.changes[:1] == ("lr=4e-4",) and arm.method != "apa"
+        told = {"method": arm.method, "changes": " ".join(arm.changes), "utility": [2.0 + best]}
+        pd.DataFrame(told).to_parquet(tmp_path / "arms" / f"{arm.name}.parquet")
+    before = study.chosen(tmp_path)
+    assert before == {**dict.fromkeys(study.METHODS, "lr=4e-4"), "apa": "lr=2e-4"}
+    arm = next(one for one in study.chapters(before)["methods"] if one.method == "rloo" and one.seed == 1)
+    assert not study.over(tmp_path, arm)
+    files.write_json(tmp_path / "arms" / f"{arm.name}.stopped.json", {"reason": "answers have stopped ending"})
+    assert study.over(tmp_path, arm)
+    assert study.ruled_out(tmp_path, replace(arm, seed=2, labels="noise"))
+    assert study.chosen(tmp_path) == before | {"rloo": "lr=2e-4"}
+    files.write_json(tmp_path / "arms" / "rloo-full-lr=2e-4-test-0.stopped.json", {"reason": "the same"})
+    with pytest.raises(StarlingError, match="stopped rloo at every rate"):
+        study.chosen(tmp_path)
 
 
 def test_the_reference_names_no_path_of_the_machine(tmp_path: Path) -> None:
