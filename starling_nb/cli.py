@@ -90,9 +90,10 @@ def respond(
 
     done = making.make(source, making.Responders.from_toml(responders), out, k, seed)
     faults = ", ".join(f"{name} {fault} {n}" for (name, fault), n in sorted(done.faults.items())) or "none"
-    typer.echo(
-        f"faults: {faults}\n{out}: {done.filled} prompts with {k} answers; {len(done.short)} could not be filled"
-    )
+    typer.echo(f"faults: {faults}")
+    if any(fault == "truncated" for _, fault in done.faults):
+        typer.echo("truncated answers were drawn again: raise max_tokens, or let them stand by may_be_cut = true")
+    typer.echo(f"{out}: {done.filled} prompts with {k} answers; {len(done.short)} could not be filled")
 
 
 @app.command()

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from urllib.error import URLError
@@ -23,6 +24,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.judge import Judge, Ledger
 from starling_nb.nectar import candidates, dataset, judging, labelling, prompts
 from starling_nb.nectar.responses import making
+from starling_nb.nectar.responses.filling import Report
 
 MINI = files.DATA / "nectar_mini.parquet"
 EMBEDDED = files.cache_dir() / models.EMBEDDED
@@ -100,6 +102,17 @@ def test_bad_input_is_one_message_that_says_what_to_do(
     assert isinstance(done.exception, StarlingError)
     assert said in str(done.exception)
     assert "secret" not in str(done.exception)
+
+
+def test_who_cuts_answers_hears_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    report = Report(filled=1, short=["p"], faults=Counter({("small", "truncated"): 3, ("small", "empty"): 1}))
+    monkeypatch.setattr(making, "make", lambda *_: report)
+    done = run("respond", "p.parquet", "--responders", files.DATA / "recipes" / "own_responders.toml")
+    assert "small empty 1, small truncated 3\ntruncated answers were drawn again: raise max_tokens" in done.output
+    report.faults.pop(("small", "truncated"))
+    assert (
+        "drawn again" not in run("respond", "p", "--responders", files.DATA / "recipes" / "own_responders.toml").output
+    )
 
 
 def test_responders_are_read_strictly(tmp_path: Path) -> None:

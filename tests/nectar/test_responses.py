@@ -216,6 +216,19 @@ def test_every_prompt_gets_exactly_k_distinct_answers_in_the_order_of_those_aske
     assert (report.filled, report.short, dict(report.kept)) == (5, [], {"a": 5, "b": 5, "c": 5})
 
 
+def test_a_faulty_answer_is_told_when_it_comes() -> None:
+    class Failing(Scripted):
+        def answer(self, prompts: Sequence[Any], seed: int, faults: Callable[[str], object]) -> dict[str, str]:
+            faults("truncated")
+            assert told == [(0, "f")]
+            return {}
+
+    told: list[tuple[int, str]] = []
+    pool = [Failing("f", lambda id: None), plain("a"), plain("b")]
+    list(fill(asks(1), pool, 2, order=in_order, progress=lambda number, name: told.append((number, name))))
+    assert told == [(0, "f"), (0, "f"), (1, "a"), (1, "b")]
+
+
 def test_faulty_answers_and_repetitions_are_replaced_and_counted_and_never_passed_on() -> None:
     pool = [
         plain("a"),

@@ -62,7 +62,7 @@ def fill(
         order: decides who is asked for a prompt, and who next.
         existing: answers (model, text) that a prompt already has; the first usable ones of different models are kept.
         report: filled in on the way.
-        progress: called with (answers had in this chunk, responder's name) after each group of answers.
+        progress: called with (answers won, responder's name) after each group of answers and each faulty one.
 
     Raises:
         StarlingError: K is out of range, or two responders share a name.
@@ -136,9 +136,13 @@ def _ask(rows: Sequence[_Row], seed: int, report: Report, progress: Callable[[in
 
     def answers(name: str) -> dict[str, str]:
         responder, prompts = groups[name]
-        counter: Counter[tuple[str, str]] = Counter()
-        found = responder.answer(prompts, seed, lambda wrong: counter.update([(name, wrong)]))
-        report.faults.update(counter)
+
+        def noted(wrong: str) -> None:
+            report.faults[name, wrong] += 1
+            if progress is not None:
+                progress(0, name)
+
+        found = responder.answer(prompts, seed, noted)
         if progress is not None:
             progress(len(found), name)
         return found

@@ -116,19 +116,28 @@ def make(
         stack.callback(progress.abandon, ANSWERS)
         most = k * tables.count(source, REMEDY) if source.suffix == ".parquet" else None
         filled = fill(
-            prompts(source), responders, k, seed, existing=lambda p: p.existing, report=report, progress=_shown(most)
+            prompts(source),
+            responders,
+            k,
+            seed,
+            existing=lambda p: p.existing,
+            report=report,
+            progress=_shown(most, report),
         )
         candidates.write(filled, out)
     return report
 
 
-def _shown(most: int | None) -> Callable[[int, str], None]:
-    """Reports answers as they come in; fewer than ``most`` are asked for where prompts have some already."""
+def _shown(most: int | None, report: Report) -> Callable[[int, str], None]:
+    """Reports answers as they come in; fewer than ``most`` are asked for where prompts have some already.
+
+    Faulty answers stand beside them, since whoever gives many of them seems to stand still.
+    """
     given: Counter[str] = Counter()
 
     def show(number: int, name: str) -> None:
         given[name] += number
-        progress.report(given.total(), most, ANSWERS)
+        progress.report(given.total(), most, ANSWERS, faulty=report.faults.total())
 
     return show
 
