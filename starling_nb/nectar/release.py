@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import pandas as pd
+
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Judge
 from starling_nb.nectar import card, export, labelling
@@ -56,8 +58,9 @@ def _nothing(labels: Labels, rankings: Path) -> str:
         told = f"each of the {valid:,} valid rankings contradicts a pair of its own, so no row is left"
         return f"{told} ({rankings} holds the replies): do without consistent"
     kinds = ", ".join(f"{n:,} {kind}" for kind, n in labels.outcomes.most_common(5))
+    often = str(pd.read_parquet(rankings, columns=["error"]).error.mode()[0])
     return (
-        f"all {labels.outcomes.total():,} rankings failed ({kinds}), so there are no rows: read the replies and errors "
-        f"in {rankings}. Another run asks again what was Unanswered; for replies that cannot be read take another "
-        "prompt variant or judge"
+        f"all {labels.outcomes.total():,} rankings failed ({kinds}), so there are no rows. The commonest error: "
+        f"{often[:300]} (replies and all errors: {rankings}). Another run asks again what was Unanswered; for replies "
+        "that cannot be read take another prompt variant or judge"
     )

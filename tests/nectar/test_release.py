@@ -46,6 +46,7 @@ def test_without_one_valid_ranking_the_failures_are_counted_and_their_replies_ke
     assert list(kinds.index) == ["RefusalError", "NotAPermutationError"]
     counted = ", ".join(f"{n} {kind}" for kind, n in kinds.items())
     assert f"all 40 rankings failed ({counted})" in str(caught.value)
+    assert f"The commonest error: {table.error.mode()[0][:300]} (" in str(caught.value)
     assert str(tmp_path / "rankings.parquet") in str(caught.value)
     assert "label some prompts" not in str(caught.value)
     assert not (tmp_path / "README.md").exists()
