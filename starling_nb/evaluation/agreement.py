@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal
 
 import numpy as np
 import pandas as pd
@@ -26,6 +27,14 @@ from starling_nb.evaluation import EvaluationError
 from starling_nb.stats import Interval
 
 ON = ("prompt_id",)
+Rule = Literal["each", "net", "both"]
+RULES: dict[Rule, str] = {
+    "each": "every verdict counts by itself, whatever its order",
+    "net": "the verdicts of both orders add up, a tie counts nothing; opposite ones cancel out and make a tie",
+    "both": "a pair is right where the verdicts of both orders are",
+}
+"""How verdicts become what is right or wrong."""
+_NEITHER = 2.0  # a verdict that no label says
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class BothOrders:
     """What a judge does when the same two answers are shown in both orders; ``n`` of the intervals counts prompts.
 
     Attributes:
-        first_wins: share of the decided verdicts, in whatever order, that name the answer shown first.
+        first_wins: share of the decided verdicts, in whatever order, that name the answer shown first; NaN of none.
         consistent: share of the pairs with the same result in both orders, two ties included.
         always_first, always_second: share of the pairs in which the first, or the second, shown won both times.
         verdicts, ties, unreadable: readable verdicts, ties among them, and those that could not be read.
@@ -57,17 +66,17 @@ class Accuracy:
     """Verdicts against labels; ``n`` of the interval counts prompts.
 
     Attributes:
-        accuracy: share of the readable verdicts on labelled pairs that say what the label says; a tie is right where
-            the label is a tie.
+        accuracy: share of what counts that says what the label says; a tie is right where the label is a tie.
         decided: the same where neither verdict nor label is a tie.
-        verdicts: readable verdicts on labelled pairs.
-        unreadable: verdicts on labelled pairs that could not be read; they count in neither share.
+        counted: what counts on labelled pairs: verdicts by the rule ``each``, else pairs.
+        unreadable: verdicts on labelled pairs that could not be read, or pairs that lack a readable verdict in one of
+            the orders; they count in neither share, unless they were to count as wrong.
         unlabelled: verdicts on pairs without a label.
     """
 
     accuracy: Interval
     decided: Interval
-    verdicts: int
+    counted: int
     unreadable: int
     unlabelled: int
 
@@ -76,8 +85,8 @@ def both_orders(verdicts: pd.DataFrame, on: Sequence[str] = ON) -> BothOrders:
     """Position bias and consistency of a judge from verdicts in both orders.
 
     Raises:
-        EvaluationError: a missing column, an unknown winner, two verdicts on one shown order, no decided verdict, or no
-            pair in both orders.
+        EvaluationError: a missing column, an unknown winner, two verdicts on one shown order, or no pair in both
+            orders.
     """
     table = _named(verdicts, on)
     single(table, [*on, "one", "other", "shown"], "two verdicts are on the same answers in the same order")
@@ -85,11 +94,11 @@ def both_orders(verdicts: pd.DataFrame, on: Sequence[str] = ON) -> BothOrders:
     decided = read[read["won"] != 0]
     keys = [*on, "one", "other"]
     pairs = read[read["shown"] == 1].merge(read[read["shown"] == -1], on=keys, suffixes=("", "_swapped"))
-    if pairs.empty or decided.empty:
+    if pairs.empty:
         raise EvaluationError("no pair has a readable verdict in each order: ask the judge about both orders")
     prompt, one, swapped = pairs[on[0]], pairs["won"], pairs["won_swapped"]
     return BothOrders(
-        clustered_share(decided["won"] == decided["shown"], decided[on[0]]),
+        share(decided["won"] == decided["shown"], decided[on[0]]),
         clustered_share(one == swapped, prompt),
         clustered_share((one == 1) & (swapped == -1), prompt),
         clustered_share((one == -1) & (swapped == 1), prompt),
@@ -101,33 +110,51 @@ def both_orders(verdicts: pd.DataFrame, on: Sequence[str] = ON) -> BothOrders:
     )
 
 
-def accuracy(verdicts: pd.DataFrame, labels: pd.DataFrame, on: Sequence[str] = ON) -> Accuracy:
-    """How often a judge says what people (or a known right answer) say; the shown order of either does not matter.
+def accuracy(
+    verdicts: pd.DataFrame,
+    labels: pd.DataFrame,
+    on: Sequence[str] = ON,
+    rule: Rule = "each",
+    unreadable: Literal["out", "wrong"] = "out",
+) -> Accuracy:
+    """How often a judge says what people (or a known right answer) say.
 
     Args:
         verdicts: of the judge, in one order or both.
         labels: one row a pair; a label that is missing leaves its pair unlabelled. See :func:`majority`.
         on: columns that join the two.
+        rule: a name in :data:`RULES`; all but ``each`` need verdicts in both orders.
+        unreadable: whether what cannot be read is left out or, as some sets' own scripts have it, says nothing and is
+            wrong (by the rule ``net``: adds nothing to the other order's verdict).
 
     Raises:
-        EvaluationError: as :func:`both_orders`; two labels for one pair; or no verdict on a labelled pair.
+        EvaluationError: as :func:`both_orders`; two labels for one pair; or nothing that counts.
     """
-    truth = _named(labels, on)
-    single(truth, [*on, "one", "other"], "two labels are for the same pair")
-    keys = [*on, "one", "other"]
+    truth, keys = _named(labels, on), [*on, "one", "other"]
+    single(truth, keys, "two labels are for the same pair")
     found = _named(verdicts, on).merge(truth[[*keys, "won"]], on=keys, how="left", suffixes=("", "_label"))
     labelled = found[found["won_label"].notna()]
-    read = labelled[labelled["won"].notna()]
-    decided = read[(read["won"] != 0) & (read["won_label"] != 0)]
+    counted = labelled.assign(blank=labelled["won"].isna()) if rule == "each" else _of_pairs(labelled, keys, rule)
+    read = counted.fillna({"won": _NEITHER}) if unreadable == "wrong" else counted[~counted["blank"]]
     if read.empty:
         raise EvaluationError("no readable verdict is on a labelled pair: name prompts and answers as the labels do")
+    decided = read[read["won"].isin([-1, 1]) & (read["won_label"] != 0)]
     return Accuracy(
         clustered_share(read["won"] == read["won_label"], read[on[0]]),
         share(decided["won"] == decided["won_label"], decided[on[0]]),
         len(read),
-        len(labelled) - len(read),
+        int(counted["blank"].sum()),
         len(found) - len(labelled),
     )
+
+
+def _of_pairs(rows: pd.DataFrame, keys: list[str], rule: Rule) -> pd.DataFrame:
+    """One row a pair: what its verdicts come to, and ``blank`` where one of the two cannot be read or is missing."""
+    single(rows, [*keys, "shown"], "two verdicts are on the same answers in the same order")
+    wide = rows.pivot(index=[*keys, "won_label"], columns="shown", values="won").reindex(columns=[1, -1])
+    agreed = wide[1].where(wide[1] == wide[-1], _NEITHER)
+    won = np.sign(wide.sum(axis=1, min_count=1)) if rule == "net" else agreed
+    return wide.assign(won=won, blank=wide.isna().any(axis=1)).reset_index()
 
 
 def majority(votes: pd.DataFrame, on: Sequence[str] = ON) -> pd.DataFrame:

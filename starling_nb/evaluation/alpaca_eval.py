@@ -23,7 +23,7 @@ from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.alpaca_files import COLUMNS, check, write_outputs
 from starling_nb.evaluation.length_control import length_controlled_win_rate as length_controlled_win_rate
-from starling_nb.judge import Outcome, Request, fences
+from starling_nb.judge import Outcome, Request, fences, last_line
 from starling_nb.stats import mean_interval
 
 Orders = Literal["random", "both"]
@@ -160,8 +160,7 @@ def parse(reply: str) -> float:
     Raises:
         PreferenceError: the last line does not hold exactly one verdict.
     """
-    lines = [line for line in reply.splitlines() if line.strip()]
-    found = _VERDICT.findall(lines[-1]) if lines else []
+    found = _VERDICT.findall(last_line(reply))
     if len(found) != 1:
         raise PreferenceError(f"{len(found)} verdicts on the reply's last line where one such as [[A]] is due")
     return {"A": 0.0, "B": 1.0, "tie": 0.5}[found[0]]

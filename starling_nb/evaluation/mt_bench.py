@@ -21,7 +21,7 @@ from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.answering import answer as answer_all
 from starling_nb.evaluation.mt_bench_checks import Excluded, change, check
-from starling_nb.judge import Outcome, Request, fences
+from starling_nb.judge import Outcome, Request, fences, last_line
 from starling_nb.stats import Interval, mean_interval
 
 if TYPE_CHECKING:
@@ -208,8 +208,7 @@ def parse(reply: str) -> float:
     Raises:
         ScoreError: that line holds no grade in double brackets, several, or one outside 1..10.
     """
-    lines = [line for line in reply.splitlines() if line.strip()]
-    found = _NUMBER.findall(lines[-1]) if lines else []
+    found = _NUMBER.findall(last_line(reply))
     if len(found) != 1:
         raise ScoreError(f"{len(found)} grades on the reply's last line where one such as [[7]] is due")
     if not 1 <= float(found[0]) <= 10:

@@ -11,24 +11,24 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from starling_nb import files
 from starling_nb.chat import Message
-from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation import EvaluationError, agreement
 from starling_nb.evaluation.mt_bench import WITH_REFERENCE, Question
 from starling_nb.evaluation.mt_bench_checks import check
 from starling_nb.evaluation.mt_bench_files import file_id
 from starling_nb.evaluation.official import Template, fields, template
-from starling_nb.judge import Outcome, Request, fences
+from starling_nb.judge import Outcome, Request, fences, last_line
 from starling_nb.stats import Interval, mean_interval
 
 TIE_DELTA = 0.1
 """Grades this close are a tie (FastChat ``common.py``)."""
 COLUMNS = ["model_a", "model_b", "winner", "question_id", "turn"]
-VERDICTS = [*COLUMNS[:2], "question_id", "turn", "g1", "g2"]
+KEYS = ["model_a", "model_b", "question_id", "turn"]
+VERDICTS = [*KEYS, "g1", "g2"]
 WINNERS = ("model_a", "model_b", "tie")
 SYSTEM = """\
 Two AI assistants, A and B, have each held a conversation with the same user, who said the same to both. Decide whose \
@@ -60,17 +60,6 @@ class Battles:
     unreadable: int
     duplicated: int
     disagreed: int
-
-
-@dataclass(frozen=True)
-class Positions:
-    """How much order matters: shares of pairs with two readable verdicts, and the first-shown answer's share of wins
-    among decided verdicts, each clustered by question; the last is None where every verdict is a tie."""
-
-    consistent: Interval
-    always_first: Interval
-    always_second: Interval
-    first_wins: Interval | None
 
 
 def build(question: Question, turn: int, a: Sequence[str], b: Sequence[str]) -> list[Message]:
@@ -112,8 +101,7 @@ def parse_last(reply: str) -> str:
     Raises:
         VerdictError: that line holds none or several.
     """
-    lines = [line for line in reply.splitlines() if line.strip()]
-    found = re.findall(r"\[\[([ABC])\]\]", lines[-1]) if lines else []
+    found = re.findall(r"\[\[([ABC])\]\]", last_line(reply))
     if len(found) != 1:
         raise VerdictError(f"{len(found)} verdicts on the reply's last line where one such as [[A]] is due")
     return parse(f"[[{found[0]}]]")
@@ -170,8 +158,7 @@ def battles(pairs: pd.DataFrame) -> Battles:
 
     Of several rows for one pair, turn and question the first counts.
     """
-    keys = ["model_a", "model_b", "question_id", "turn"]
-    first = pairs[~pairs.duplicated(keys)]
+    first = pairs[~pairs.duplicated(KEYS)]
     whole = first[first["g1"].isin(WINNERS) & first["g2"].isin(WINNERS)]
     agreed = whole["g1"] == whole["g2"]
     table = whole.assign(winner=whole["g1"].where(agreed, "tie"))[COLUMNS].reset_index(drop=True)
@@ -204,30 +191,26 @@ def win_rate(table: pd.DataFrame, *, seed: int = 0) -> Interval:
     return mean_interval(value.to_numpy(), clusters=table["question_id"].to_numpy(), seed=seed)
 
 
-def positions(pairs: pd.DataFrame, *, seed: int = 0) -> Positions:
-    """Consistency and first-position figures of :func:`verdicts` or :func:`read_file`, duplicates left out.
+def one_by_one(pairs: pd.DataFrame) -> pd.DataFrame:
+    """Every verdict of :func:`verdicts` or :func:`read_file` on a row of its own, duplicated pairs left out.
+
+    Columns: question_id, turn, first, second (models as shown) and winner, as :mod:`agreement` takes them.
+    """
+    once = pairs[~pairs.duplicated(KEYS)]
+    rows = []
+    for column, one, other in (("g1", "model_a", "model_b"), ("g2", "model_b", "model_a")):
+        won = once[column].map({one: "first", other: "second", "tie": "tie"})
+        rows.append(once[["question_id", "turn"]].assign(first=once[one], second=once[other], winner=won))
+    return pd.concat(rows, ignore_index=True)
+
+
+def positions(pairs: pd.DataFrame) -> agreement.BothOrders:
+    """Consistency and first-position figures of :func:`verdicts` or :func:`read_file`, clustered by question.
 
     Raises:
         EvaluationError: no pair has two readable verdicts.
     """
-    first = pairs[~pairs.duplicated(["model_a", "model_b", "question_id", "turn"])]
-    whole = first[first["g1"].isin(WINNERS) & first["g2"].isin(WINNERS)]
-    if whole.empty:
-        raise EvaluationError("no pair has a readable verdict in both orders: look at the judge's replies")
-
-    def share(rows: pd.DataFrame, hit: Any) -> Interval:
-        return mean_interval(hit.astype(float).to_numpy(), clusters=rows["question_id"].to_numpy(), seed=seed)
-
-    shown = [first[["question_id"]].assign(won=first["g1"], place="model_a")]
-    shown += [first[["question_id"]].assign(won=first["g2"], place="model_b")]
-    decided = pd.concat(shown)
-    decided = decided[decided["won"].isin(WINNERS[:2])]
-    return Positions(
-        consistent=share(whole, whole["g1"] == whole["g2"]),
-        always_first=share(whole, (whole["g1"] == "model_a") & (whole["g2"] == "model_b")),
-        always_second=share(whole, (whole["g1"] == "model_b") & (whole["g2"] == "model_a")),
-        first_wins=None if decided.empty else share(decided, decided["won"] == decided["place"]),
-    )
+    return agreement.both_orders(one_by_one(pairs), on=("question_id", "turn"))
 
 
 def write_file(path: Path, pairs: pd.DataFrame, *, judge: str, prompt: str = "pair-v2", tstamp: float = 0.0) -> None:

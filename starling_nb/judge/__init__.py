@@ -3,7 +3,7 @@
 A stage supplies :class:`Request`; nothing here knows what is being judged.
 """
 
-from starling_nb.judge.asking import Outcome, Request
+from starling_nb.judge.asking import Outcome, Request, last_line
 from starling_nb.judge.batch import Batches
 from starling_nb.judge.client import Judge
 from starling_nb.judge.ledger import Attempt, Ledger
@@ -28,6 +28,7 @@ __all__ = [
     "Request",
     "Shown",
     "SimulatedJudge",
+    "last_line",
     "perceive",
     "register",
 ]

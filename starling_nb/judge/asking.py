@@ -45,3 +45,8 @@ class Outcome(Generic[T]):
     reply: str
     usage: dict[str, int]
     cached: bool
+
+
+def last_line(reply: str) -> str:
+    """The last line of a reply that holds anything, where verdicts are due; "" where none does."""
+    return next((line.strip() for line in reversed(reply.splitlines()) if line.strip()), "")

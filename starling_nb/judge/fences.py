@@ -7,7 +7,7 @@ the code of a request that it is part of.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from starling_nb.chat import Message
@@ -43,6 +43,14 @@ def messages(template: str, blocks: Sequence[Block], *ids: str | int) -> list[Me
         {"role": "system", "content": template.replace("{code}", found)},
         {"role": "user", "content": write(blocks, found)},
     ]
+
+
+def parsed(messages: Sequence[Mapping[str, str]], template: str) -> list[Block] | None:
+    """The blocks of a prompt that :func:`messages` made with ``template``; None for any other prompt."""
+    if [message["role"] for message in messages] != ["system", "user"]:
+        return None
+    found = find_code(messages[0]["content"], template)
+    return read(messages[1]["content"], found) if found else None
 
 
 def read(text: str, code: str) -> list[Block] | None:

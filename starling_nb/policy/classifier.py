@@ -116,10 +116,7 @@ class Shown:
 
 def read_question(messages: Sequence[Mapping[str, str]]) -> Shown | None:
     """What is asked; None for prompts of another kind, and for questions that only a real judge understands."""
-    if [message["role"] for message in messages] != ["system", "user"]:
-        return None
-    code = fences.find_code(messages[0]["content"], SYSTEM)
-    blocks = fences.read(messages[1]["content"], code) if code else None
+    blocks = fences.parsed(messages, SYSTEM)
     if not blocks or len(blocks) < 3 or [block.kind for block in blocks[-2:]] != ["answer", "question"]:
         return None
     *turns, answer, question = blocks

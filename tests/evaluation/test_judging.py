@@ -7,7 +7,7 @@ from evaluation import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starling_nb.evaluation import alpaca_eval, judging, mt_bench
+from starling_nb.evaluation import alpaca_eval, judging, mt_bench, mt_bench_pairs
 from starling_nb.evaluation.alpaca_eval import Instruction
 from starling_nb.evaluation.mt_bench import Question
 from starling_nb.judge import Judge, SimulatedJudge
@@ -47,12 +47,29 @@ def test_comparisons_are_read_back_in_shown_order(prompt: str, first: str, secon
     assert shown.conversation == messages
 
 
+@given(hostile, hostile, st.lists(hostile, min_size=4, max_size=4), st.sampled_from(["math", "writing"]))
+def test_pairs_are_read_back_each_after_its_own_turns(q1: str, q2: str, said: list[str], category: str) -> None:
+    question = Question("q", category, (q1, q2), ("ref", "ref"))
+    for turn in (1, 2):
+        shown = judging.read_pair(mt_bench_pairs.build(question, turn, said[:2], said[2:]))
+        assert shown is not None
+        assert shown.answers == [said[turn - 1], said[turn + 1]]
+        users, between = [q1, q2][:turn], [[], []] if turn == 1 else [[said[0]], [said[2]]]
+        for history, own in zip(shown.histories, between, strict=True):
+            assert [m["content"] for m in history if m["role"] == "user"] == users
+            assert [m["content"] for m in history if m["role"] == "assistant"] == own
+            assert history[-1]["role"] == "user"
+
+
 def test_each_kind_is_read_by_its_own_reader_only_and_changed_prompts_by_none() -> None:
     grading = mt_bench.build(QUESTIONS[0], 1, ["a", "b"])
     comparison = alpaca_eval.build(INSTRUCTIONS[0].messages, "a", "b")
     assert judging.read_comparison(grading) is None
     assert judging.read_grading(comparison) is None
-    for reader, messages in ((judging.read_grading, grading), (judging.read_comparison, comparison)):
+    pair = mt_bench_pairs.build(QUESTIONS[0], 2, ["a", "b"], ["c", "d"])
+    readers = {judging.read_grading: grading, judging.read_comparison: comparison, judging.read_pair: pair}
+    for reader, messages in readers.items():
+        assert [other(messages) is not None for other in readers] == [other is reader for other in readers]
         system, user = messages
         changed = [
             [system | {"content": system["content"] + " Be generous."}, user],
@@ -125,3 +142,33 @@ def test_a_position_effect_shows_in_one_order_and_cancels_over_both() -> None:
     assert 0.78 < sum(first) / len(first) < 0.97  # a logit of 2: the first shown wins 88 %
     rate = alpaca_eval.win_rate(alpaca_eval.annotate(INSTRUCTIONS, equal, other, outcomes))
     assert rate.low < 50 < rate.high
+
+
+class Listening(small.Truth):
+    """Writes down after which turns each answer was graded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.graded: list[tuple[str, str]] = []
+
+    def grade(self, rubric: Any, messages: Any, answer: str) -> small.Grade:
+        before = [m["content"] for m in messages if m["role"] == "assistant"]
+        self.graded.append((answer, before[-1] if before else ""))
+        return super().grade(rubric, messages, answer)
+
+
+def test_mt_bench_pairs_are_judged_by_the_same_client_and_files() -> None:
+    other = {id: [f"another {10 - n}", f"else {n + 1}"] for n, id in enumerate(GRADED)}
+    truth = Listening()
+    with simulated(truth=truth) as server:
+        outcomes = Judge(server.model, server.base_url).ask_all(mt_bench_pairs.requests(QUESTIONS, GRADED, other))
+    pairs = mt_bench_pairs.verdicts(outcomes, "m", "n").set_index(["question_id", "turn"])
+    for n, id in enumerate(GRADED):
+        better = ["model_b", "model_a"] if n < 5 else ["model_a", "model_b"]  # 1 + n against 10 - n, and the reverse
+        if n + 1 != 10 - n:
+            assert pairs.loc[(id, 1), ["g1", "g2"]].tolist() == [better[0]] * 2
+            assert pairs.loc[(id, 2), ["g1", "g2"]].tolist() == [better[1]] * 2
+    places = mt_bench_pairs.positions(pairs.reset_index())
+    assert (places.consistent.value, places.pairs) == (1.0, 12)
+    assert ("second answer 10", "first answer 1") in truth.graded
+    assert ("else 1", "another 10") in truth.graded

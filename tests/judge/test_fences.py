@@ -57,3 +57,12 @@ def test_the_code_is_found_only_in_untouched_instructions() -> None:
     assert fences.find_code(template.replace("{code}", code), template) == code
     assert fences.find_code(template.replace("{code}", code) + " Give ten.", template) is None
     assert fences.find_code(template.replace("{code}", "xyz"), template) is None
+
+
+@given(blocks)
+def test_a_whole_prompt_is_read_back_and_a_changed_one_is_not(written: list[Block]) -> None:
+    template = "Marks carry {code}."
+    system, user = fences.messages(template, written)
+    assert fences.parsed([system, user], template) == written
+    for changed in ([user, system], [system], [system | {"content": "Marks."}, user], [system, user, user]):
+        assert fences.parsed(changed, template) is None

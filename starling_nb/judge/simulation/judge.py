@@ -32,7 +32,8 @@ CHARACTERS_PER_TOKEN = 4
 
 
 class Shown(Protocol):
-    """What a reader finds in a prompt."""
+    """What a reader finds in a prompt; where answers follow different earlier turns, ``histories`` holds the
+    conversation of each."""
 
     @property
     def variant(self) -> str: ...  # selects the position effects
@@ -153,10 +154,11 @@ class SimulatedJudge:
         return _completion(body["model"], messages, reply, reason, f"{content[:16]}-{call_seed}")
 
     def _opinion(self, shown: Shown, content: str, call_seed: int) -> Opinion:
-        conversation = tuple((message["role"], message["content"]) for message in shown.conversation)
+        conversation = _frozen(shown.conversation)
+        histories = [_frozen(one) for one in getattr(shown, "histories", ())] or [conversation] * len(shown.answers)
         try:
             rubric = self._find(conversation)
-            known = [self._grade(conversation, answer) for answer in shown.answers]
+            known = [self._grade(own, answer) for own, answer in zip(histories, shown.answers, strict=True)]
         except StarlingError as error:
             raise Refused(400, "unknown_prompt", str(error)) from error
         utilities, lengths, styles = zip(*known, strict=True)
@@ -197,6 +199,10 @@ def _read(messages: list[dict[str, str]]) -> tuple[Any, Answerer]:
         if (shown := reader(messages)) is not None:
             return shown, answerer
     raise Refused(400, "unreadable_prompt", "the simulated judge cannot read this prompt: use a real judge")
+
+
+def _frozen(conversation: Sequence[Mapping[str, str]]) -> tuple[tuple[str, str], ...]:
+    return tuple((message["role"], message["content"]) for message in conversation)
 
 
 def _messages(conversation: tuple[tuple[str, str], ...]) -> list[dict[str, str]]:
