@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
 
 from starling_nb import files
 from starling_nb.chat import Message
@@ -24,7 +23,8 @@ from starling_nb.models import LM, shallow
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import measure
 from starling_nb.policy.baselines import best_of_n_kl, extrapolate
-from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
+from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, shared_blocks
 from starling_nb.reward import RewardModel, comparisons, heads, scoring
 from starling_nb.stats import Interval, mean_interval, proportion_interval
 
@@ -47,7 +47,8 @@ class Panel:
 
         ``kl`` is the exact divergence from ``start`` summed over the answer, nats; policies meet equal random numbers.
         """
-        block = min(len(self.proxy.transformer.layers), len(lm.model.model.layers) - 1)
+        most = min(len(self.proxy.transformer.layers), len(lm.model.model.layers) - 1)
+        block = shared_blocks(lm.model.model, start.model.model, most)
         models = {"proxy": self.proxy, "other": self.other}
         scorers = {key: RewardOnTrunk(model, lm, block) for key, model in models.items()}
         rollouts = measure.held_out(
@@ -59,7 +60,9 @@ class Panel:
             capture=set.union(*(scorer.capture for scorer in scorers.values())),
             desc=f"answers, {name}",
         )
-        kl = [0.0] * len(rollouts) if lm is start else sequence_kl(lm, start, rollouts)
+        kl = [0.0] * len(rollouts)
+        if lm is not start:
+            kl = measure.sequence_kl(Hydra.between(lm, start, block), rollouts, lm.dtype)
         return table(rollouts, samples, scorers, graded(rollouts, self.judge)).assign(kl=kl)
 
 
@@ -116,20 +119,6 @@ def grading(messages: Sequence[Message], answer: str) -> list[Message]:
     """The judge's messages for one answer to a conversation of any length."""
     blocks = [*(fences.Block(m["role"], m["content"]) for m in messages), fences.Block("answer", answer)]
     return fences.messages(mt_bench.SYSTEM, blocks)
-
-
-@torch.inference_mode()
-def sequence_kl(policy: LM, start: LM, rollouts: Sequence[Rollout]) -> list[float]:
-    """KL(policy ‖ start) of each answer, nats: exact over the vocabulary, summed over the sampled tokens."""
-    found = []
-    for rollout in rollouts:
-        prompt, answer = rollout.sample.prompt, rollout.sample.ids
-        tokens = torch.tensor([[*prompt, *answer]], device=policy.device)
-        ours, theirs = (
-            lm.model(tokens).logits[0, len(prompt) - 1 : -1].float().log_softmax(-1) for lm in (policy, start)
-        )
-        found.append(float((ours.exp() * (ours - theirs)).sum()))
-    return found
 
 
 def beyond(start: LM, tuned: LM, alphas: Sequence[float]) -> dict[str, LM]:

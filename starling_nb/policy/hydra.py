@@ -163,6 +163,14 @@ class Hydra(nn.Module):
         self._ddp_params_and_buffers_to_ignore = [name for name, _ in self.named_buffers()]
         self._no_split_modules = [type(model.model.layers[0]).__name__]  # FSDP2 shards block by block
 
+    @classmethod
+    def between(cls, policy: LM, start: LM, first: int) -> Hydra:
+        """Two finished models that share what lies below block ``first``, side by side for :meth:`compare`."""
+        layers: Any = start.model.model.layers
+        hydra = cls(start, f"blocks:{first}-{len(layers) - 1}")
+        hydra.top = Top(policy.model.model, first)
+        return hydra
+
     def learning(self) -> tuple[list[nn.Parameter], list[nn.Parameter]]:
         """What learns of the policy's blocks, and of the critic."""
         critic = [*self.value_head.parameters(), *(self.value_top.parameters() if self.value_top else ())]

@@ -61,7 +61,7 @@ class RewardOnTrunk:
     def __init__(self, reward: RewardModel, lm: LM, start: int) -> None:
         self.reward, self.eos = reward, lm.chat.eos_id
         self.same_tokens = reward.chat.writes_like(lm.chat)
-        self.shared = _shared_blocks(reward.transformer, lm.model.model, start) if self.same_tokens else 0
+        self.shared = shared_blocks(reward.transformer, lm.model.model, start) if self.same_tokens else 0
         self.capture = {start, self.shared or start}
 
     def __call__(self, rollouts: Sequence[Rollout], batch: int = 32) -> None:
@@ -126,7 +126,7 @@ def collect(
     return [Rollout(p, s, lm.chat.decode(s.ids)) for p, s in zip(prompts, samples, strict=True)]
 
 
-def _shared_blocks(one: Any, other: Any, most: int) -> int:
+def shared_blocks(one: Any, other: Any, most: int) -> int:
     """How many blocks from the bottom, at most ``most``, are the same in two decoders of one shape."""
     if one.config.hidden_size != other.config.hidden_size or not _equal(one.embed_tokens, other.embed_tokens):
         return 0

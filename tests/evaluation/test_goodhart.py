@@ -19,6 +19,7 @@ from starling_nb.nectar import prompts
 from starling_nb.plots import PlotError
 from starling_nb.policy import measure
 from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.rollouts import shared_blocks
 
 
 def moved(lm: LM) -> LM:
@@ -30,17 +31,23 @@ def moved(lm: LM) -> LM:
     return other
 
 
-def test_divergence_is_that_of_the_hydra() -> None:
+def test_divergence_is_that_of_two_whole_models() -> None:
     lm = toy.lm()
     tuned = moved(lm)
-    asked = toy.prompts(["why?", "who is it", "what"])
-    rollouts = measure.held_out(tuned, asked, samples=2, seed=0, max_new_tokens=6, capture={2})
-    found = goodhart.sequence_kl(tuned, lm, rollouts)
-    hydra = Hydra(LM(copy.deepcopy(lm.model), lm.chat, lm.name), "last:1")
-    hydra.top = Hydra(tuned, "last:1").top
-    assert found == pytest.approx(measure.sequence_kl(hydra, rollouts, lm.dtype), rel=1e-3, abs=1e-4)
+    shared = shared_blocks(tuned.model.model, lm.model.model, 2)
+    assert shared == len(lm.model.model.layers) - 1
+    rollouts = measure.held_out(
+        tuned, toy.prompts(["why?", "who is it", "what"]), samples=2, seed=0, max_new_tokens=6, capture={shared}
+    )
+    found = measure.sequence_kl(Hydra.between(tuned, lm, shared), rollouts, lm.dtype)
+    for value, rollout in zip(found, rollouts, strict=True):
+        tokens = torch.tensor([[*rollout.sample.prompt, *rollout.sample.ids]])
+        begin = len(rollout.sample.prompt) - 1
+        with torch.no_grad():
+            p, q = (one.model(tokens).logits[0, begin:-1].float().log_softmax(-1) for one in (tuned, lm))
+        assert value == pytest.approx(float((p.exp() * (p - q)).sum()), rel=1e-3, abs=1e-4)
     assert min(found) > 0
-    assert goodhart.sequence_kl(lm, lm, rollouts) == pytest.approx([0.0] * 6)
+    assert measure.sequence_kl(Hydra.between(lm, lm, shared), rollouts, lm.dtype) == pytest.approx([0.0] * 6)
 
 
 def test_policies_past_the_tuned_one_go_further() -> None:
