@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,9 @@ class Row:
 
 
 def read(folder: Path, variant: str = "final") -> list[Row]:
-    """The rows of a run's stage 01, from its folder.
+    """The rows of a run's stage 01, from its folder; answers in the order of the candidates.
 
-    Answers of an author who stands twice in a row cannot be told apart: such rows are left out.
+    A row whose rankings do not tell which answer is whose is left out (see :func:`_named`).
 
     Raises:
         StarlingError: the folder lacks the rows or the rankings, or none has that variant.
@@ -54,23 +55,48 @@ def read(folder: Path, variant: str = "final") -> list[Row]:
             f"no ranking has the variant {variant!r}: choose from {', '.join(rankings.variant.unique())}"
         )
     by_prompt = {str(id): rows.to_dict("records") for id, rows in own.groupby("prompt_id", sort=False)}
-    known = dataset.candidates_of(dataset.load(folder / "nectar.parquet"), prompts.load())
-    return [
-        Row(c.prompt.id, c.prompt.messages, list(c.models), list(c.answers), [_pass(c.models, r) for r in found])
-        for c in known
-        if (found := by_prompt.get(c.prompt.id)) and len(set(c.models)) == len(c.models)
-    ]
+    ranked = dataset.load(folder / "nectar.parquet")
+    found = []
+    for row, item in zip(ranked, dataset.candidates_of(ranked, prompts.load()), strict=True):
+        records = by_prompt.get(item.prompt.id, [])
+        if known := _named(row["answers"], records):
+            models, answers = map(list, zip(*known, strict=True))
+            found.append(Row(item.prompt.id, item.prompt.messages, models, answers, [_pass(r) for r in records]))
+    return found
 
 
-def _pass(models: Any, record: dict[str, Any]) -> Pass:
-    """A ranking's places and ranks, in the order of ``models``."""
-    named, shown = list(record["models"]), list(record["shown"])
-    places = [shown.index(named.index(model)) for model in models]
+def _named(answers: list[dict[str, Any]], records: list[dict[str, Any]]) -> list[tuple[str, str]] | None:
+    """Author and text of every candidate, or None where that cannot be told.
+
+    Rankings name candidates by number, rows hold texts in the merged order of their rankings: so an author who stands
+    twice is told apart too. Rankings that contradict themselves may have been kept out of a row; where both readings
+    fit the authors and differ, neither is shown.
+    """
+    best_first = sorted(answers, key=lambda answer: float(answer["rank"]))
+    valid = [record for record in records if _ranked(record)]
+    told = []
+    for used in (valid, [record for record in valid if not (record.get("contradictions") or 0) > 0]):
+        order = dataset.merged_order([dataset.ranks(record) for record in used]) if used else []
+        if len(order) != len(best_first):
+            continue
+        named = [
+            (one["model"], one["answer"]) for _, one in sorted(zip(order, best_first, strict=True), key=itemgetter(0))
+        ]
+        if all([named[i][0] for i in record["shown"]] == list(record["models"]) for record in records):
+            told.append(named)
+    return told[0] if told and told[0] == told[-1] else None
+
+
+def _ranked(record: dict[str, Any]) -> bool:
+    return hasattr(record["ranking"], "__len__")
+
+
+def _pass(record: dict[str, Any]) -> Pass:
+    """A ranking's places and ranks, in the order of the candidates."""
+    shown = [int(number) for number in record["shown"]]
     said = record["reply"] if isinstance(record["reply"], str) else str(record["error"])
-    if not hasattr(record["ranking"], "__len__"):
-        return Pass(places, None, said)
-    order = [int(place) for place in record["ranking"]]
-    return Pass(places, [order.index(place) + 1 for place in places], said)
+    ranks = [rank + 1 for rank in dataset.ranks(record)] if _ranked(record) else None
+    return Pass([shown.index(number) for number in range(len(shown))], ranks, said)
 
 
 def pages(rows: list[Row]) -> Pages[Row]:

@@ -40,6 +40,7 @@ __all__ = [
     "mean_ranks",
     "merged_order",
     "nectar_row",
+    "ranks",
     "show_request",
     "statistics",
     "to_rows",
@@ -67,7 +68,7 @@ def nectar_row(item: Candidates, rankings: Sequence[Mapping[str, Any]]) -> dict[
     """
     if not rankings:
         return None
-    order = merged_order([_ranks(record) for record in rankings])
+    order = merged_order([ranks(record) for record in rankings])
     good = [record["good_natured"] for record in rankings if record["good_natured"] is not None]
     return {
         "prompt": chat.nectar_text(item.prompt.messages),
@@ -87,8 +88,8 @@ def merged_order(ranks: Sequence[Sequence[int]]) -> list[int]:
     return sorted(range(len(means)), key=lambda i: (means[i], ranks[0][i]))
 
 
-def _ranks(record: Mapping[str, Any]) -> list[int]:
-    """Rank of every answer, by its place in the candidates."""
+def ranks(record: Mapping[str, Any]) -> list[int]:
+    """Rank of every answer, by its place in the candidates; 0 is best."""
     order = [record["shown"][position] for position in record["ranking"]]
     return [order.index(i) for i in range(len(order))]
 
