@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import combinations
 
@@ -11,6 +12,7 @@ import pandas as pd
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.agreement import need, share, single
 from starling_nb.evaluation.alpaca_eval import win_rate
+from starling_nb.judge import Outcome
 from starling_nb.stats import Interval
 
 
@@ -32,6 +34,22 @@ class Annotators:
     comparisons: int
     spearman: float
     models: int
+
+
+def verdicts(outcomes: Iterable[Outcome[float]], generators: tuple[str, str]) -> pd.DataFrame:
+    """A judge's replies to :func:`starling_nb.evaluation.alpaca_eval.requests`, each on a row of its own.
+
+    Columns as :mod:`agreement` takes them: prompt_id, first and second (of ``generators``, baseline and model, as
+    shown) and winner, None where the reply could not be read.
+    """
+    rows = []
+    for outcome in outcomes:
+        id, order = outcome.id.rsplit("/", 1)
+        shown = generators if order == "12" else generators[::-1]
+        first = 1.0 if order == "12" else 2.0
+        winner = None if outcome.value is None else {first: "first", 1.5: "tie"}.get(outcome.value, "second")
+        rows.append((id, *shown, winner))
+    return pd.DataFrame(rows, columns=["prompt_id", "first", "second", "winner"]).astype({"winner": object})
 
 
 def by_shown_order(

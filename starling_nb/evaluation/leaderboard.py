@@ -17,6 +17,7 @@ import pandas as pd
 
 from starling_nb import fetch
 from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.published import related
 
 BOARDS = {
     "alpaca_eval_2": "data_AlpacaEval_2/weighted_alpaca_eval_gpt4_turbo_leaderboard.csv",
@@ -104,6 +105,32 @@ def place(
     rank, best, worst = (1 + int((figures > mark).sum()) for mark in (value, high, low))
     near = figures.iloc[max(0, rank - 1 - neighbours) : rank - 1]
     return Place(rank, best, worst, len(figures) + 1, near, figures.iloc[rank - 1 : rank - 1 + neighbours])
+
+
+def published_places(board: pd.DataFrame | None = None, by: str = "length_controlled_winrate") -> pd.DataFrame:
+    """Where the published win rates of the models related to Starling stand: model, win_rate, rank, of, above, below.
+
+    Only official figures are placed. A run of ours was judged by another judge on other instructions, and has no place.
+
+    Args:
+        board: from :func:`load`, with the models' own rows, which are left out one by one; default the few rows of
+            ``data/published/related_results.json`` themselves.
+        by: ``length_controlled_winrate`` or ``win_rate``, per cent.
+
+    Raises:
+        EvaluationError: as :func:`place`.
+    """
+    ours = {"length_controlled_winrate": "ae2_lc", "win_rate": "ae2_win_rate"}
+    if by not in ours:
+        raise EvaluationError(f"{by!r} is no published figure: choose from {', '.join(ours)}")
+    known = related().set_index("model")[ours[by]].dropna()
+    table = known.rename(by).to_frame() if board is None else board
+    rows = []
+    for model, value in known.sort_values(ascending=False).items():
+        found = place(table, float(value), by=by, name=str(model), neighbours=1)
+        near = [next(iter(side.index), "") for side in (found.above, found.below)]
+        rows.append((model, value, found.rank, found.of, *near))
+    return pd.DataFrame(rows, columns=["model", "win_rate", "rank", "of", "above", "below"])
 
 
 def _installed(board: str) -> Path | None:

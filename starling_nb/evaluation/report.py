@@ -3,13 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from starling_nb.chat import Message
-from starling_nb.evaluation import alpaca_eval, judging, length_control, mmlu, mt_bench, safety
+from starling_nb.evaluation import (
+    alpaca_eval,
+    annotators,
+    jailbreaks,
+    judging,
+    length_control,
+    mmlu,
+    mmlu_sets,
+    mt_bench,
+    safety,
+    trust,
+)
 from starling_nb.evaluation.answering import answer
 from starling_nb.evaluation.published import Obtained
 from starling_nb.evaluation.voting import ArenaSession
@@ -66,12 +77,14 @@ def two_turn(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -
 @dataclass(frozen=True)
 class HeadToHead:
     """The tuned model's win rate over the start model; ``controlled`` what it would be at equal length (None with fewer
-    than :data:`LEAST` instructions); all prompts and both models' answers, by instruction."""
+    than :data:`LEAST` instructions); all prompts and both models' answers, by instruction; the judge's ``verdicts`` in
+    both orders, one a row."""
 
     wins: alpaca_eval.WinRate
     controlled: length_control.LengthControlled | None
     prompts: Mapping[str, Sequence[Message]]
     answers: Mapping[str, Mapping[str, str]]
+    verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
 def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> HeadToHead:
@@ -84,15 +97,20 @@ def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: in
         for name, lm in pair.items()
     }
     asked = alpaca_eval.requests(instructions, answers["start"], answers["tuned"], orders="both", seed=seed)
-    verdicts = judge.ask_all(asked)
-    table = alpaca_eval.annotate(
-        instructions, answers["start"], answers["tuned"], verdicts, generators=("start", "tuned")
-    )
+    outcomes, names = judge.ask_all(asked), ("start", "tuned")
+    table = alpaca_eval.annotate(instructions, answers["start"], answers["tuned"], outcomes, generators=names)
     wins = alpaca_eval.win_rate(table, seed=seed)
     controlled = None
     if wins.n >= LEAST:
         controlled = alpaca_eval.length_controlled_win_rate(table, model="length_controlled_minimal")
-    return HeadToHead(wins, controlled, conversations, answers)
+    return HeadToHead(wins, controlled, conversations, answers, annotators.verdicts(outcomes, names))
+
+
+def judge_trust(found: HeadToHead, judge: Judge, n: int, seed: int) -> pd.DataFrame:
+    """The judge beside the rubric on this run's answers, and beside people and gold on ``n`` pairs of each embedded
+    set: on, figure, value, low, high, n (:mod:`trust`)."""
+    own = trust.of_run(found.verdicts, trust.labels(found.prompts, found.answers))
+    return pd.concat([own, trust.of_sets(judge, n, seed)], ignore_index=True)
 
 
 def record_wins(stage: Any, found: HeadToHead) -> None:
@@ -113,6 +131,19 @@ def ballot(stage: Any, found: HeadToHead) -> ArenaSession:
     return ArenaSession(stage.out / "votes" / f"{name[:16]}.jsonl", found.prompts, found.answers, seed=stage.p.seed)
 
 
+def choice_scores(
+    pair: Pair, n: int, shots: int, report: Callable[[int, int, dict[str, float]], None] | None = None
+) -> dict[str, pd.DataFrame]:
+    """Both models on four-option questions, one row a question (:func:`mmlu.score`)."""
+    questions, examples = _some(mmlu.load(), n), mmlu.load_dev()
+
+    def told(done: int, total: int) -> None:
+        if report is not None:
+            report(done, total, {})
+
+    return {name: mmlu.score(lm, questions, examples, shots=shots, progress=told) for name, lm in pair.items()}
+
+
 def multiple_choice(
     pair: Pair,
     n: int,
@@ -121,14 +152,21 @@ def multiple_choice(
     report: Callable[[int, int, dict[str, float]], None] | None = None,
 ) -> mmlu.Comparison:
     """Four-option questions by log-likelihood of the letter, before and after, paired by question."""
-    questions, examples = _some(mmlu.load(), n), mmlu.load_dev()
-
-    def told(done: int, total: int) -> None:
-        if report is not None:
-            report(done, total, {})
-
-    scores = {name: mmlu.score(lm, questions, examples, shots=shots, progress=told) for name, lm in pair.items()}
+    scores = choice_scores(pair, n, shots, report)
     return mmlu.compare(scores["start"], scores["tuned"], margin)
+
+
+def by_subject(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Accuracies of both models by subject, and in a last row over all of them, as if the subjects stood for others.
+
+    Columns: subject, start, tuned, n (questions); and change, low, high of the last row, whose n counts subjects.
+    """
+    start, tuned = (mmlu_sets.by_subject(scores[name]).set_index("subject") for name in ("start", "tuned"))
+    rows = start.rename(columns={"accuracy": "start"}).assign(tuned=tuned["accuracy"])[["start", "tuned", "n"]]
+    whole = {name: mmlu_sets.accuracy(scores[name], clusters="subject").value for name in ("start", "tuned")}
+    gap = mmlu_sets.change(scores["start"], scores["tuned"], clusters="subject")
+    last = {"subject": "all", **whole, "n": gap.n, "change": gap.value, "low": gap.low, "high": gap.high}
+    return pd.concat([rows.reset_index(), pd.DataFrame([last])], ignore_index=True)
 
 
 def record_choice(stage: Any, found: mmlu.Comparison) -> None:
@@ -151,21 +189,51 @@ def record_choice(stage: Any, found: mmlu.Comparison) -> None:
     )
 
 
+def _contrast(n: int) -> list[safety.Prompt]:
+    """The contrast pairs of the first ``n`` prompts."""
+    chosen = {prompt.pair for prompt in safety.load()[:n]}
+    return [prompt for prompt in safety.load() if prompt.pair in chosen]
+
+
+def _refusals(lm: LM, prompts: Sequence[safety.Prompt], seed: int, max_new_tokens: int, what: str) -> pd.DataFrame:
+    """Which prompts a model refuses: id, pair, label, refused."""
+    said = answer(lm, {p.id: p.messages for p in prompts}, seed=seed, max_new_tokens=max_new_tokens, desc=what)
+    return safety.label(prompts, said)
+
+
 def safety_pair(pair: Pair, n: int, seed: int, max_new_tokens: int) -> pd.DataFrame:
     """Over-refusal and compliance of both models and their paired change (model ``change``): model, rate, value, low,
     high, n."""
-    chosen = {prompt.pair for prompt in safety.load()[:n]}
-    contrast = [prompt for prompt in safety.load() if prompt.pair in chosen]
-    conversations = {prompt.id: prompt.messages for prompt in contrast}
-    labels = {}
-    for name, lm in pair.items():
-        said = answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens, desc=f"safety, {name}")
-        labels[name] = safety.label(contrast, said)
+    contrast = _contrast(n)
+    labels = {name: _refusals(lm, contrast, seed, max_new_tokens, f"safety, {name}") for name, lm in pair.items()}
     found: dict[str, Any] = {name: safety.rates(table) for name, table in labels.items()}
     found["change"] = safety.paired(labels["start"], labels["tuned"])
     rows = [
         {"model": name, "rate": rate, **vars(value)} for name, one in found.items() for rate, value in vars(one).items()
     ]
+    return pd.DataFrame(rows)
+
+
+def wrapped_attacks(
+    pair: Pair, n: int, seed: int, max_new_tokens: int, kinds: Sequence[str] = tuple(jailbreaks.WRAPPERS)
+) -> pd.DataFrame:
+    """What wrapping the harmful prompts does to both models, always beside their over-refusal of the benign ones.
+
+    Columns: model, wrapper (``none`` first), rate (``over_refusal``, of the benign prompts as they are, and
+    ``compliance``, the attack's success), value, low, high, n.
+    """
+    contrast, rows = _contrast(n), []
+    for name, lm in pair.items():
+        plain = _refusals(lm, contrast, seed, max_new_tokens, f"safety, {name}")
+        benign = plain[plain["label"] == "benign"]
+        tables = {"none": plain}
+        for kind in kinds:
+            harmful = jailbreaks.wrapped(contrast, kind)
+            asked = _refusals(lm, harmful, seed, max_new_tokens, f"{kind}, {name}")
+            tables[kind] = pd.concat([benign, asked], ignore_index=True)
+        for kind, table in tables.items():
+            for rate, value in vars(safety.rates(table)).items():
+                rows.append({"model": name, "wrapper": kind, "rate": rate, **vars(value)})
     return pd.DataFrame(rows)
 
 

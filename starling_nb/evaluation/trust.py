@@ -1,0 +1,77 @@
+"""How far to trust a run's judge: against the rubric on the run's own answers, against people on hand-ranked ones.
+
+The rubric is this project's truth and not everybody's: it reads words, not meaning. People agree with it, and the judge
+with them, only as far as the figures on ``hand`` say.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from starling_nb import files, rubric
+from starling_nb.chat import Message
+from starling_nb.evaluation import agreement, judging, pair_sets
+from starling_nb.judge import Judge
+
+CLEAR = 1.0
+"""Grades of the rubric (1 to 10) between two answers from which one of them is clearly better."""
+SETS = ("hand", "tricks")
+
+
+def labels(prompts: Mapping[str, Sequence[Message]], answers: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """What the rubric says of two models' answers: prompt_id, first, second, their texts, winner, gap (grades).
+
+    Args:
+        prompts: conversations by id, of this project.
+        answers: of two models, by id.
+
+    Raises:
+        UnknownPrompt: a prompt has no rubric.
+    """
+    one, other = answers
+    rows = []
+    for id, messages in prompts.items():
+        texts = answers[one][id], answers[other][id]
+        grades = [rubric.grade(rubric.find(messages), messages, text).utility for text in texts]
+        gap = round(grades[0] - grades[1], 6)
+        rows.append((id, one, other, *texts, "first" if gap > 0 else "second" if gap < 0 else "tie", abs(gap)))
+    return pd.DataFrame(rows, columns=["prompt_id", "first", "second", "first_text", "second_text", "winner", "gap"])
+
+
+def of_run(verdicts: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
+    """A judge's verdicts in both orders beside :func:`labels`: on ("run"), figure, value, low, high, n (prompts).
+
+    ``accuracy``: of the pairs that the rubric does not call equal; ``accuracy_clear``: of those at least :data:`CLEAR`
+    grades apart, where there are any; ``longer_wins``: the longer answer's accuracy on the first; and
+    :func:`pair_sets.order_figures`. Answers that were equal to the letter were not asked about.
+
+    Raises:
+        EvaluationError: no pair has a readable verdict in each order, or the rubric calls all of them equal.
+    """
+    apart = truth[truth["gap"] > 0].merge(verdicts[["prompt_id"]].drop_duplicates())
+    found = {"accuracy": agreement.accuracy(verdicts, apart).decided}
+    if (clear := apart[apart["gap"] >= CLEAR])["prompt_id"].isin(verdicts.dropna()["prompt_id"]).any():
+        found["accuracy_clear"] = agreement.accuracy(verdicts, clear).decided
+    found["longer_wins"] = agreement.accuracy(agreement.longer_wins(apart), apart).accuracy
+    found |= pair_sets.order_figures(agreement.both_orders(verdicts))
+    return pd.DataFrame([{"on": "run", "figure": figure, **vars(value)} for figure, value in found.items()])
+
+
+def of_sets(judge: Judge, n: int, seed: int = 0) -> pd.DataFrame:
+    """The judge on ``n`` pairs, chosen by hash, of each of :data:`SETS`: on (the set) and :func:`pair_sets.figures`.
+
+    Raises:
+        EvaluationError: as :func:`pair_sets.figures`.
+        JudgeStopped: the budget is used up, or the judge cannot be reached.
+    """
+    judging.register()
+    found = []
+    for name in SETS:
+        pairs = pair_sets.read(name)
+        some = pairs.loc[pairs["pair_id"].map(files.hash_value).sort_values(kind="stable").index[:n]].sort_index()
+        found.append(pair_sets.figures(name, pair_sets.ask(judge, some, seed=seed), some).assign(on=name))
+    table = pd.concat([one.set_index("on").reset_index() for one in found], ignore_index=True)
+    table.attrs = {}
+    return table
