@@ -24,6 +24,7 @@ from numpy.typing import ArrayLike
 from starling_nb.bias.failures import clustered_share
 from starling_nb.bias.reliability import WINNERS
 from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.tables import need, single
 from starling_nb.stats import Interval
 
 ON = ("prompt_id",)
@@ -241,19 +242,6 @@ def _named(table: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
     won = table["winner"].map(dict(zip(WINNERS, (1.0, -1.0, 0.0), strict=True))).astype(float) * shown
     found = table[list(on)].assign(one=first.where(shown == 1, second), other=second.where(shown == 1, first))
     return found.assign(shown=shown, won=won).reset_index(drop=True)
-
-
-def need(table: pd.DataFrame, columns: Sequence[str]) -> None:
-    """Refuse a table without these columns."""
-    if missing := [column for column in columns if column not in table]:
-        raise EvaluationError(f"the table lacks {', '.join(missing)}: it needs {', '.join(columns)}")
-
-
-def single(table: pd.DataFrame, keys: list[str], what: str) -> None:
-    """Refuse a table with two rows of the same keys."""
-    if len(again := table[table.duplicated(keys)]):
-        names = " ".join(str(again[key].iloc[0]) for key in keys)
-        raise EvaluationError(f"{what} ({names}): keep one, or tell them apart by a column of their own in `on`")
 
 
 def share(hits: ArrayLike, clusters: ArrayLike) -> Interval:

@@ -17,6 +17,7 @@ import pandas as pd
 
 from starling_nb import files
 from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.tables import need
 
 OUTPUTS = ("dataset", "instruction", "output", "generator")
 COLUMNS = (
@@ -64,8 +65,7 @@ def check(
         EvaluationError: there is no ``preference``; a column holds several names and none was asked for, or not the
             one that was.
     """
-    if "preference" not in annotations:
-        raise EvaluationError("annotations need a column named preference, from 1 (baseline wins) to 2 (model wins)")
+    need(annotations, ["preference"], "annotations")
     excluded: Counter[str] = Counter()
     rows = annotations
     asked = {"generator_2": generator, "generator_1": baseline, "annotator": annotator}
@@ -150,7 +150,7 @@ def write_annotations(path: Path, annotations: pd.DataFrame) -> None:
     Raises:
         EvaluationError: an official column is missing.
     """
-    _need(annotations, COLUMNS, "annotations")
+    need(annotations, COLUMNS, "annotations")
     table = annotations.astype(object).where(annotations.notna(), None)
     files.write_json(path, table.to_dict(orient="records"))
 
@@ -161,7 +161,7 @@ def read_annotations(path: Path) -> pd.DataFrame:
     Raises:
         EvaluationError: it is no list of records, or they lack a column that a win rate needs.
     """
-    return _need(_records(path), ("instruction", "output_1", "output_2", "preference"), str(path))
+    return need(_records(path), ("instruction", "output_1", "output_2", "preference"), str(path))
 
 
 def write_outputs(
@@ -182,7 +182,7 @@ def read_outputs(path: Path, instructions: Sequence[str] | None = None) -> pd.Da
         EvaluationError: it is no list of records with texts in ``instruction`` and ``output``; it holds answers of
             several models; or, with ``instructions``, one of them is missing or another is there.
     """
-    table = _need(_records(path), ("instruction", "output"), str(path))
+    table = need(_records(path), ("instruction", "output"), str(path))
     for column in ("instruction", "output"):
         if wrong := sum(not isinstance(value, str) for value in table[column]):
             raise EvaluationError(f"{path}: {wrong} rows have no text in {column}: write '' for an empty answer")
@@ -196,9 +196,3 @@ def _records(path: Path) -> pd.DataFrame:
     if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
         raise EvaluationError(f"{path} must be a list of records, as the official package writes it")
     return pd.DataFrame(rows)
-
-
-def _need(table: pd.DataFrame, columns: Sequence[str], what: str) -> pd.DataFrame:
-    if missing := [column for column in columns if column not in table]:
-        raise EvaluationError(f"{what} lack the columns {', '.join(missing)}: they need {', '.join(columns)}")
-    return table

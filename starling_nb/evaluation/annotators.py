@@ -10,8 +10,9 @@ import numpy as np
 import pandas as pd
 
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation.agreement import need, share, single
+from starling_nb.evaluation.agreement import share
 from starling_nb.evaluation.alpaca_eval import win_rate
+from starling_nb.evaluation.tables import need, single
 from starling_nb.judge import Outcome
 from starling_nb.stats import Interval
 

@@ -21,6 +21,7 @@ from scipy import sparse
 from starling_nb import clustered, files
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.logistic import Design, fit
+from starling_nb.evaluation.tables import need
 from starling_nb.stats import Interval
 
 Floats = NDArray[np.float64]
@@ -150,8 +151,7 @@ def _read(
     """Usable votes (model_a, model_b, share, cluster, styles), and the others counted by the first reason."""
     sides = [f"{name}_{side}" for name in style for side in "ab"]
     wanted = ["model_a", "model_b", "winner", *sides, *(name for name in (clusters, key) if name)]
-    if missing := [name for name in wanted if name not in battles]:
-        raise EvaluationError(f"battles lack the columns {', '.join(missing)}: give them, or do not ask for them")
+    need(battles, wanted, "the battles")
     votes = pd.DataFrame({"model_a": battles["model_a"], "model_b": battles["model_b"]})
     votes["share"] = battles["winner"].map(OUTCOMES)
     unnamed = votes[["model_a", "model_b"]].isna().any(axis=1) | (votes[["model_a", "model_b"]] == "").any(axis=1)

@@ -24,6 +24,7 @@ from transformers import DynamicCache
 
 from starling_nb import files
 from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.tables import same_items
 from starling_nb.models import LM
 from starling_nb.stats import Interval, paired_difference, proportion_interval
 
@@ -260,11 +261,11 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, margin: float = 0.1, *, s
     Raises:
         EvaluationError: the two hold different questions or fewer than two, or the margin is not positive.
     """
-    if set(before["id"]) != set(after["id"]) or len(before) != len(after) or len(before) < 2:
-        raise EvaluationError("before and after must hold the same questions, two at least: score both on one set")
+    both = same_items(before, after, "questions")
+    if len(both) < 2:
+        raise EvaluationError("one question says nothing of a change: score both models on two at least")
     if not margin > 0:
         raise EvaluationError(f"a margin of {margin} nats accepts no loss at all: give a positive one")
-    both = before.merge(after, on="id", suffixes=("_before", "_after"), validate="one_to_one")
     new, old = both["mean_margin_after"].to_numpy(), both["mean_margin_before"].to_numpy()
     difference = paired_difference(new, old, seed=seed)
     chance_p = float(binomtest(int(before["correct"].sum()), len(before), CHANCE, alternative="greater").pvalue)

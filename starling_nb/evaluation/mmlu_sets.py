@@ -23,6 +23,7 @@ from starling_nb import fetch
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.mmlu import LETTERS, Question
 from starling_nb.evaluation.official import lines
+from starling_nb.evaluation.tables import same_items
 from starling_nb.stats import Interval, mean_interval, paired_difference
 
 QUESTIONS = "mmlu"
@@ -136,10 +137,8 @@ def change(before: pd.DataFrame, after: pd.DataFrame, *, clusters: str = "questi
     Raises:
         EvaluationError: the two hold different questions, or ``clusters`` is unknown.
     """
-    if set(before["id"]) != set(after["id"]) or len(before) != len(after):
-        raise EvaluationError("before and after must hold the same questions: score both on one set")
-    both = before.merge(after[["id", "correct"]], on="id", suffixes=("", "_after"), validate="one_to_one")
-    new, old = both["correct_after"].astype(float), both["correct"].astype(float)
+    both = same_items(before, after[["id", "correct"]], "questions")
+    new, old = both["correct_after"].astype(float), both["correct_before"].astype(float)
     return paired_difference(new, old, _clusters(both, clusters), seed=seed)
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.tables import need
 from starling_nb.stats import Interval, paired_difference
 
 if TYPE_CHECKING:
@@ -57,8 +58,7 @@ def check(judgments: pd.DataFrame, questions: Sequence[Question] | None = None) 
     Raises:
         EvaluationError: a column is missing.
     """
-    if absent := [name for name in (*KEYS, "score") if name not in judgments]:
-        raise EvaluationError(f"judgments need the columns {', '.join([*KEYS, 'score'])}; {absent[0]} is missing")
+    need(judgments, [*KEYS, "score"], "the judgments")
     rows, unknown, missing = judgments, 0, 0
     if questions is not None:
         due = {(question.id, turn + 1) for question in questions for turn in range(len(question.turns))}

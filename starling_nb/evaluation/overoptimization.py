@@ -15,6 +15,7 @@ import pandas as pd
 
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.goodhart_fits import Floats, Form, Stop, fit, stop
+from starling_nb.evaluation.tables import need
 from starling_nb.policy.baselines import best_of_n, best_of_n_kl
 from starling_nb.stats import mean_interval
 
@@ -69,8 +70,7 @@ def whole(answers: pd.DataFrame, measures: Sequence[str], least: int = 1) -> tup
         EvaluationError: a column is missing, an answer is there twice (columns prompt_id and sample, where there), or
             nothing is left.
     """
-    if missing := [name for name in ("prompt_id", *measures) if name not in answers]:
-        raise EvaluationError(f"the answers lack {', '.join(missing)}: measure them first")
+    need(answers, ["prompt_id", *measures], "the answers")
     if "sample" in answers and answers.duplicated(["prompt_id", "sample"]).any():
         raise EvaluationError("an answer is there twice: keep one row a prompt and sample")
     judged = answers[np.isfinite(answers[list(measures)].to_numpy(dtype=float)).all(1)]

@@ -24,6 +24,7 @@ from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError, agreement, alpaca_eval, mt_bench_pairs
 from starling_nb.evaluation.mt_bench import Question
 from starling_nb.evaluation.official import Template
+from starling_nb.evaluation.tables import single
 from starling_nb.judge import Judge, Request
 from starling_nb.nectar import prompts as embedded
 from starling_nb.reward import benchmarks
@@ -148,7 +149,7 @@ def read(name: str, source: str | Path = "", split: str | None = None) -> pd.Dat
     if name not in SETS:
         raise EvaluationError(f"no set of pairs {name!r}: choose one of {', '.join(SETS)}")
     table = pd.DataFrame(SETS[name].read(source, split), columns=COLUMNS).astype({"winner": object})
-    agreement.single(table, list(ON), "two pairs have one id")
+    single(table, list(ON), "two pairs have one id")
     return table
 
 

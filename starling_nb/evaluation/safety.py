@@ -20,6 +20,7 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.refusals import is_refusal
+from starling_nb.evaluation.tables import same_items
 from starling_nb.stats import Interval, paired_difference, proportion_interval
 
 LABELS = ("benign", "harmful")
@@ -105,9 +106,7 @@ def paired(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Chang
     Raises:
         EvaluationError: the two hold different prompts, or only one label.
     """
-    if set(before["id"]) != set(after["id"]) or len(before) != len(after):
-        raise EvaluationError("before and after must hold the same prompts: answer one set with both models")
-    both = before.merge(after[["id", "refused"]], on="id", suffixes=("_before", "_after"), validate="one_to_one")
+    both = same_items(before, after[["id", "refused"]], "prompts")
 
     def change(label: str, sign: int) -> Interval:
         rows = both[both["label"] == label]

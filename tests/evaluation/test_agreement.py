@@ -65,7 +65,7 @@ def test_both_orders_by_hand() -> None:
         (table(("p", "a", "a", "tie")), "compared with itself"),
         (table(("p", "a", "b", "first"), ("p", "a", "b", "tie")), "same answers in the same order"),
         (table(("p", "a", "b", "first")), "in each order"),
-        (table(("p", "a", "b", "first")).drop(columns="winner"), "lacks winner"),
+        (table(("p", "a", "b", "first")).drop(columns="winner"), "no column winner in the table"),
     ],
 )
 def test_tables_that_say_nothing_clear_are_refused(verdicts: pd.DataFrame, said: str) -> None:

@@ -193,10 +193,10 @@ def test_annotations_and_outputs_survive_their_files(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "annotations.json").read_text())[1]["preference"] is None
     back = alpaca_files.read_annotations(tmp_path / "annotations.json")
     pd.testing.assert_frame_equal(back[list(rows.columns)], rows)
-    with pytest.raises(EvaluationError, match="lack the columns annotator"):
+    with pytest.raises(EvaluationError, match="no column annotator in annotations"):
         alpaca_files.write_annotations(tmp_path / "x.json", rows.drop(columns="annotator"))
     (tmp_path / "x.json").write_text(json.dumps([{"instruction": "a", "preference": 1.0}]))
-    with pytest.raises(EvaluationError, match="lack the columns output_1, output_2"):
+    with pytest.raises(EvaluationError, match="no column output_1, output_2"):
         alpaca_files.read_annotations(tmp_path / "x.json")
     path = tmp_path / "model_outputs.json"
     alpaca_eval.write_model_outputs(path, INSTRUCTIONS[:3], NEW, generator="m")

@@ -209,7 +209,7 @@ def test_what_cannot_be_rated_is_refused_with_a_reason() -> None:
         (table(), {}, "no battle can be used"),
         (table(("x", "x", "tie")), {}, "both sides"),
         (table(("x", "y", "model_a")), {}, "x: it lost no battle; y: it won no battle"),
-        (battles().drop(columns="winner"), {}, "lack the columns winner"),
+        (battles().drop(columns="winner"), {}, "no column winner in the battles"),
         (battles(), {"clusters": "voter"}, "voter"),
         (battles(), {"style": ["length"]}, "length_a, length_b"),
         (battles(), {"anchor": "gpt"}, "anchor gpt is not rated"),

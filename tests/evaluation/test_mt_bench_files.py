@@ -90,7 +90,7 @@ def test_every_kind_of_bad_row_is_counted_and_in_no_mean() -> None:
     _, excluded = mt_bench_checks.check(rows(("81", 1, math.nan), ("81", 2, math.inf)), BENCH)
     assert excluded == mt_bench_checks.Excluded(unreadable=1, out_of_range=1, missing=2)
     assert str(mt_bench_checks.Excluded()) == "nothing excluded"
-    with pytest.raises(EvaluationError, match="repeat is missing"):
+    with pytest.raises(EvaluationError, match="no column repeat in the judgments"):
         mt_bench_checks.check(table.drop(columns="repeat"))
 
 

@@ -61,7 +61,7 @@ def test_failed_answers_are_left_out_by_rule_and_counted() -> None:
         over.chosen(table, "proxy", NAMES, [2, 7])
     with pytest.raises(EvaluationError, match="there twice"):
         over.chosen(pd.concat([table, table.iloc[:1]]), "proxy", NAMES, [2, 4])
-    with pytest.raises(EvaluationError, match="lack judge"):
+    with pytest.raises(EvaluationError, match="no column judge in the answers"):
         over.chosen(table, "proxy", ["judge"], [2, 4])
     with pytest.raises(EvaluationError, match="two different numbers"):
         over.chosen(table, "proxy", NAMES, [1, 4])
