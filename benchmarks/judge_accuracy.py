@@ -21,6 +21,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.evaluation import agreement, judging, pair_sets
 from starling_nb.evaluation.pair_sets import NAMES, ON
 from starling_nb.judge.connect import connect
+from starling_nb.stats import Interval
 
 Verdicts = Iterator[tuple[str, pd.DataFrame]]
 DECISIONS = {"A>B": "first", "B>A": "second", "A=B": "tie"}
@@ -75,10 +76,15 @@ def _shown(rows: pd.DataFrame, order: tuple[str, ...], winner: pd.Series) -> pd.
 
 
 def told(name: str, verdicts: pd.DataFrame, pairs: pd.DataFrame) -> dict[str, Any]:
-    """The figures of a judge on a set, and what they rest on."""
+    """The figures of a judge on a set, and what they rest on; the longer answer's stand by themselves."""
     found = pair_sets.figures(name, verdicts, pairs)
-    numbers = {row.pop("figure"): {k: round(v, 4) for k, v in row.items()} for row in found.to_dict("records")}
-    return found.attrs | numbers
+    numbers = {row.figure: _numbers(Interval(row.value, row.low, row.high, row.n)) for row in found.itertuples()}
+    spare = {"longer_wins"} | (set() if found.attrs["unreadable"] else {"accuracy_readable"})
+    return found.attrs | {figure: value for figure, value in numbers.items() if figure not in spare}
+
+
+def _numbers(found: Interval) -> dict[str, Any]:
+    return {key: value if value is None else round(value, 4) for key, value in found.as_dict().items()}
 
 
 def stored(root: Path) -> dict[str, Any]:
@@ -93,7 +99,7 @@ def stored(root: Path) -> dict[str, Any]:
         found[name] = {judge: told(name, rows, pairs) for judge, rows in read(root / folder, pairs)}
     pairs = pair_sets.read("judge_bench", root / "judgebench")
     found["judge_bench, reward models"] = {
-        judge: agreement.accuracy(rows, pairs, ON).accuracy.as_dict()
+        judge: _numbers(agreement.accuracy(rows, pairs, ON).accuracy)
         for judge, rows in reward_models(root / "judgebench", pairs)
     }
     return found
@@ -105,7 +111,7 @@ def lengths(root: Path) -> dict[str, Any]:
     found = {}
     for name in pair_sets.SETS:
         pairs = pair_sets.read(name, root / places[name] if name in places else "")
-        found[name] = agreement.accuracy(agreement.longer_wins(pairs, ON), pairs, ON).decided.as_dict()
+        found[name] = _numbers(agreement.accuracy(agreement.longer_wins(pairs, ON), pairs, ON).decided)
     return found
 
 
