@@ -1,12 +1,14 @@
 """One way to say how far the work is, in a terminal, in JupyterLab and in a batch run.
 
 Library code calls :func:`track` or :func:`report` and never a progress bar of its own. In a batch run the
-lines go to a small file that the runner reads and prints; in a notebook or a terminal a tqdm bar is drawn.
+lines go to a small file that the runner reads and prints; in a notebook or a terminal a tqdm bar is drawn, as text: in
+an export, where no widget lives, it stands as it last stood.
 """
 
 from __future__ import annotations
 
 import contextlib
+import io
 import itertools
 import json
 import os
@@ -107,16 +109,32 @@ def _append(record: dict[str, Any]) -> None:
 
 
 def _draw(step: int, total: int | None, desc: str, finished: bool, rates: dict[str, float]) -> None:
-    from tqdm.auto import tqdm
-
     bar = _bars.get(desc)
     if bar is None or bar.total != total or bar.n > step:
-        bar = _bars[desc] = tqdm(total=total, desc=desc or None)
+        bar = _bars[desc] = _bar(total, desc)
     bar.set_postfix({name: f"{value:.4g}" for name, value in rates.items()}, refresh=False)
     bar.update(step - bar.n)
     if finished:
         bar.close()
         del _bars[desc]
+
+
+def _bar(total: int | None, desc: str) -> Any:
+    from tqdm.std import tqdm
+
+    if not watched():
+        return tqdm(total=total, desc=desc or None)
+    from IPython.display import display
+
+    class Bar(tqdm):  # type: ignore[type-arg]
+        """Drawn anew in one place of the cell's output."""
+
+        @staticmethod
+        def status_printer(file: Any) -> Callable[[str], None]:
+            handle = display({"text/plain": ""}, raw=True, display_id=True)
+            return lambda text: handle.update({"text/plain": text}, raw=True)
+
+    return Bar(total=total, desc=desc or None, file=io.StringIO())
 
 
 def abandon(desc: str) -> None:

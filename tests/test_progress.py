@@ -61,6 +61,25 @@ def test_a_watched_run_draws_a_bar_and_closes_it(capsys: pytest.CaptureFixture[s
     assert progress._bars == {}
 
 
+def test_in_a_notebook_the_bar_is_one_text_that_ends_where_the_work_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+
+    class Handle:
+        def update(self, bundle: dict[str, str], raw: bool) -> None:
+            shown[-1] = bundle["text/plain"]
+
+    def display(bundle: dict[str, str], raw: bool, display_id: bool) -> Handle:
+        shown.append(bundle["text/plain"])
+        return Handle()
+
+    monkeypatch.setattr("IPython.display.display", display)
+    monkeypatch.setattr(progress, "watched", lambda: True)
+    assert list(progress.track([5, 6, 7], "epochs")) == [5, 6, 7]
+    (text,) = shown
+    assert "epochs: 100%" in text
+    assert "3/3" in text
+
+
 def test_the_tail_says_step_rate_and_time_left(tmp_path: Path) -> None:
     path = tmp_path / "progress.jsonl"
     tail = Tail(path)
