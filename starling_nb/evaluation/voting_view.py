@@ -6,12 +6,17 @@ Where nobody watches, the recorded votes are shown as plain tables and nothing w
 from __future__ import annotations
 
 import html
+import math
+import time
 from typing import Any
 
 from starling_nb import progress
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.voting import CHOICES, ArenaSession
 
+PAUSE = 0.5
+"""Seconds in which a battle that has just been drawn takes no vote and no undo: the second click of a double one was
+meant for the battle before, and nobody has read these answers yet."""
 LABELS = {"A": "A is better", "B": "B is better", "tie": "tie", "both bad": "both are bad"}
 
 
@@ -39,9 +44,12 @@ class ArenaView:
             [self.status, self.prompt, answers, widgets.HBox([*self.buttons.values()]), self.tables]
         )
         self._draw()
+        self._drawn = -math.inf  # nothing was pressed yet
 
     def press(self, name: str) -> None:
-        """Do what a button says; what goes wrong is shown above the answers."""
+        """Do what a button says, but see :data:`PAUSE`; what goes wrong is shown above the answers."""
+        if name != "reveal" and time.monotonic() - self._drawn < PAUSE:
+            return
         try:
             if name in CHOICES:
                 self.session.vote(name)
@@ -64,6 +72,7 @@ class ArenaView:
             self.a.value, self.b.value = _paragraph("A", shown.a), _paragraph("B", shown.b)
         self.status.value = f"<p>{told}</p>" + (f"<p><b>{html.escape(problem)}</b></p>" if problem else "")
         self.tables.value = tables(self.session) if self.session.revealed else ""
+        self._drawn = time.monotonic()
 
     def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, Any]:
         """The live widget, and for viewers without widgets how far the votes are."""
@@ -95,7 +104,9 @@ def tables(session: ArenaSession) -> str:
     """The session's summary as HTML."""
     found = session.summary()
     parts = [
-        f"<h4>{name}</h4>{table.to_html(index=False, float_format='{:.3g}'.format)}" for name, table in found.items()
+        f"<p><b>{name}</b></p>{table.to_html(index=False, na_rep='', float_format='{:.3g}'.format)}"
+        for name, table in found.items()
+        if len(table)
     ]
     return "".join(parts)
 

@@ -30,6 +30,12 @@ def path(tmp_path: Path) -> Path:
     return tmp_path / "votes" / "me.jsonl"
 
 
+@pytest.fixture
+def unhurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every press comes long after the one before."""
+    monkeypatch.setattr(voting_view, "PAUSE", 0.0)
+
+
 def session(path: Path, **changes: Any) -> ArenaSession:
     given: dict[str, Any] = {"prompts": PROMPTS, "answers": ANSWERS, "seed": 3, "voter": "me"}
     return ArenaSession(path, **(given | changes))
@@ -58,6 +64,7 @@ def test_sides_and_order_are_shuffled_and_come_back_with_the_export(path: Path) 
     assert list(other.battles()["question_id"]) != list(table["question_id"])
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_nothing_names_a_system_before_the_reveal(path: Path) -> None:
     one = session(path)
     view = voting_view.ArenaView(one)
@@ -222,6 +229,7 @@ def test_the_export_is_rated_clustered_by_question(path: Path) -> None:
     assert (summary["ratings"]["questions"] == 30).all()
 
 
+@pytest.mark.usefixtures("unhurried")
 def test_buttons_vote_undo_and_reveal_and_texts_are_escaped(path: Path) -> None:
     one = session(path)
     view = voting_view.ArenaView(one)
@@ -242,6 +250,24 @@ def test_buttons_vote_undo_and_reveal_and_texts_are_escaped(path: Path) -> None:
     assert view.buttons["A"].disabled
     assert "All battles are decided" in view.status.value
     assert "<table" in view._repr_mimebundle_()["text/html"]
+
+
+def test_the_second_of_two_quick_clicks_decides_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = session(path)
+    view = voting_view.ArenaView(one)
+    monkeypatch.setattr(voting_view, "PAUSE", 3600.0)
+    view.buttons["A"].click()
+    for name in ("A", "B", "tie", "undo"):
+        view.buttons[name].click()
+    assert one.left == len(PROMPTS) - 1
+    assert "Battle 2 of 30" in view.status.value
+    assert len(path.read_text().splitlines()) == 2
+    monkeypatch.setattr(voting_view, "PAUSE", 0.0)
+    view.buttons["B"].click()
+    assert one.left == len(PROMPTS) - 2
+    monkeypatch.setattr(voting_view, "PAUSE", 3600.0)
+    view.buttons["reveal"].click()
+    assert one.revealed
 
 
 def test_headless_it_shows_tables_and_never_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
