@@ -12,6 +12,11 @@ from starling_nb.explore.pages import Pages, escaped
 from starling_nb.models import LM
 from starling_nb.policy.rollouts import Rollout
 
+RAISES, LOWERS = "1, 115, 178", "222, 143, 5"
+"""Red, green and blue of the ground behind a word, from the palette of the figures."""
+STRONGEST = 0.5
+"""Opacity behind the word that moves the reading most: dark and light letters stay legible on it."""
+
 
 @dataclass(frozen=True)
 class Told:
@@ -62,7 +67,7 @@ def pages(found: Sequence[Pair]) -> Pages[Pair]:
 
 
 def drawn(pair: Pair) -> str:
-    """A pair as HTML: green words raise what the reward model reads, red ones lower it."""
+    """A pair as HTML: blue words raise what the reward model reads, orange ones lower it."""
     widest = max([abs(step) for told in (pair.before, pair.after) for _, step in told.tokens], default=0.0) or 1.0
     cells = "".join(f"<td>{_coloured(told, widest)}</td>" for told in (pair.before, pair.after))
     heads = "".join(
@@ -74,7 +79,7 @@ def drawn(pair: Pair) -> str:
 
 def _coloured(told: Told, widest: float) -> str:
     return "".join(
-        f'<span style="background: rgba({"34, 170, 119" if step > 0 else "221, 51, 51"}, {abs(step) / widest:.2f})" '
+        f'<span style="background: rgba({RAISES if step > 0 else LOWERS}, {STRONGEST * abs(step) / widest:.2f})" '
         f'title="{step:+.3f}">{html.escape(text)}</span>'
         for text, step in told.tokens
     )

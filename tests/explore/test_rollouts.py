@@ -45,7 +45,7 @@ def test_a_token_is_coloured_by_what_it_adds_to_the_reading(lm: LM, rolled: list
     assert "What &lt;now&gt;?" in text
     assert "&lt;bad&gt;" in text
     assert "before: quality 7.0, reward +1.50" in text
-    assert 'rgba(221, 51, 51, 0.04)" title="-1.000"' in text.replace(f"{1 / (2 * n - 3):.2f}", "0.04")
+    assert f'rgba({rollouts.LOWERS}, {rollouts.STRONGEST / (2 * n - 3):.2f})" title="-1.000"' in text
 
 
 def test_answers_without_readings_are_shown_plain(lm: LM, rolled: list[Rollout]) -> None:
