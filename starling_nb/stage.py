@@ -252,6 +252,7 @@ class Stage:
         path = self._place("figures", name, ".png", caption)
         plots.save(fig, path, {"stage": self.name, "key": self.key, "caption": caption})
         files.write_text(path.with_suffix(".txt"), caption + "\n")
+        fig.caption = caption
         return fig
 
     def table(self, df: Any, name: str, caption: str) -> Any:

@@ -125,8 +125,18 @@ def drawn() -> dict[str, Figure]:
 
 
 def test_a_notebook_shows_what_a_cell_returns(drawn: dict[str, Figure]) -> None:
-    data, _ = DisplayFormatter().format(drawn["models"])
+    data, about = DisplayFormatter().format(drawn["models"])
     assert data["image/png"].startswith(b"\x89PNG")
+    assert about["image/png"]["width"] == round(96 * drawn["models"].get_figwidth())
+
+
+def test_who_cannot_see_a_figure_is_told_its_caption_or_its_titles(drawn: dict[str, Figure]) -> None:
+    told = {name: DisplayFormatter().format(figure)[1]["image/png"]["alt"] for name, figure in drawn.items()}
+    assert all(told.values())
+    figure = plots.four_panels(SHARES)
+    assert DisplayFormatter().format(figure)[1]["image/png"]["alt"] == "naive; fair"
+    figure.caption = "First places."
+    assert DisplayFormatter().format(figure)[1]["image/png"]["alt"] == "First places."
 
 
 def test_every_figure_renders_with_nothing_clipped_at_the_edges(drawn: dict[str, Figure]) -> None:

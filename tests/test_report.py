@@ -8,6 +8,7 @@ from typing import Any
 
 import nbformat
 import pytest
+from PIL import Image
 
 from starling_nb import files, report
 from starling_nb.runner import manifest
@@ -78,9 +79,14 @@ def test_the_page_holds_everything_in_itself(out: Path) -> None:
     path = report.write(out)
     page = read(path)
     assert "script" not in page.tags
-    assert page.addresses == [
+    inside = [address for address in page.addresses if address.startswith("#")]
+    assert len(inside) == 4
+    assert [address for address in page.addresses if address not in inside] == [
+        "notebooks/00_a.html",
         f"data:image/png;base64,{base64.b64encode(PIXEL).decode()}",
         "notebooks/00_a.html",
+        "manifest.json",
+        "metrics.json",
     ]
     assert re.search(r"https?://", path.read_text(encoding="utf-8")) is None
 
@@ -115,6 +121,30 @@ def test_notebooks_become_pages_that_forbid_scripts(out: Path) -> None:
     assert "default-src 'none'" in page
     assert "Title" in page
     assert re.search(r"src=.https?://", page) is None
+
+
+def test_an_interval_stands_behind_its_value_and_numbers_are_rounded(out: Path) -> None:
+    head = "who,value,low,high,share,share_low,share_high,n"
+    rows = ["a_b,0.123456,-1.0,2.5e-07,0.5,,,1200", "b,,,,0.25,0.1,0.4,3"]
+    files.write_text(out / "tables" / "00_t.csv", "\n".join([head, *rows]) + "\n")
+    text = report.write(out).read_text(encoding="utf-8")
+    text = text.replace("\u00a0", " ")
+    for wanted in ("0.1235 (-1 … 2.5e-07)</td>", ">0.5</td>", ">0.25 (0.1 … 0.4)</td>", ">1200</td>", "a_<wbr>b"):
+        assert wanted in text
+    assert "share low" not in text
+    assert "share_<wbr>low" not in text
+
+
+def test_a_figure_is_as_large_as_its_resolution_says(out: Path) -> None:
+    Image.new("RGB", (300, 150)).save(out / "figures" / "00_panels.png", dpi=(150, 150))
+    assert 'width="192" height="96"' in report.write(out).read_text(encoding="utf-8")
+
+
+def test_notebooks_pages_have_one_title_their_own(out: Path) -> None:
+    report.write(out)
+    text = (out / "notebooks" / "00_a.html").read_text(encoding="utf-8")
+    assert "<title>Title</title>" in text
+    assert text.count("<h1") == 1
 
 
 def test_an_empty_run_still_has_a_page(tmp_path: Path) -> None:

@@ -202,10 +202,12 @@ def test_what_is_no_number_or_no_id_is_refused(stage: Stage, id: str, value: flo
 
 def test_figures_and_tables_carry_captions(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> None:
     plots = types.ModuleType("starling_nb.plots")
-    plots.save = lambda fig, path, provenance: path.write_text(f"{fig} {provenance['stage']}")  # type: ignore[attr-defined]
+    plots.save = lambda fig, path, provenance: path.write_text(f"{fig.words} {provenance['stage']}")  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "starling_nb.plots", plots)
     monkeypatch.setattr(starling_nb, "plots", plots, raising=False)
-    assert stage.figure("drawn", "panels", "Four panels.") == "drawn"
+    figure = types.SimpleNamespace(words="drawn")
+    assert stage.figure(figure, "panels", "Four panels.") is figure
+    assert figure.caption == "Four panels."
     frame = pd.DataFrame({"a": [1, 2]})
     assert stage.table(frame, "counts", "Two counts.") is frame
     assert (stage.out / "figures" / "00_panels.png").read_text() == f"drawn {NAME}"

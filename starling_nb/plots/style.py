@@ -53,6 +53,8 @@ STYLE: dict[str, Any] = {
     "legend.fontsize": 9,
 }
 DPI = 150
+INCH = 96
+"""CSS pixels: as large as a page shows it."""
 LETTERS = 10
 """Letters of a title to an inch."""
 P = ParamSpec("P")
@@ -63,10 +65,20 @@ class PlotError(StarlingError, ValueError):
 
 
 class Picture(Figure):
-    """A figure that notebooks show without any plotting backend."""
+    """A figure that notebooks show without any plotting backend.
 
-    def _repr_png_(self) -> bytes:
-        return _png(self, {})
+    ``caption`` is what somebody is told who cannot see it; :meth:`starling_nb.stage.Stage.figure` sets it.
+    """
+
+    caption = ""
+
+    def _repr_png_(self) -> tuple[bytes, dict[str, Any]]:
+        return _png(self, {}), {"alt": self.caption or self._words(), "width": round(self.get_figwidth() * INCH)}
+
+    def _words(self) -> str:
+        """Its titles, where nobody gave a caption."""
+        titles = [self.get_suptitle(), *(ax.get_title(loc) for ax in self.axes for loc in ("left", "center"))]
+        return "; ".join(dict.fromkeys(filter(None, titles))) or "figure"
 
 
 def save(fig: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
