@@ -57,7 +57,8 @@ format: $(VENV)/.ok
 # random · update_speed: a kept trunk beside recomputed ones and whole models · rollout_speed: our sampler beside
 # transformers' · trl_speed: a whole step beside TRL's (needs trl) · gpu_step: a step at 7B shape on one card ·
 # interval_coverage: do intervals of few clusters hold · arena_speed: a million votes · length_control: beside the official
-# package (needs alpaca-eval) · overoptimization: a long run at weak KL, hours.
+# package (needs alpaca-eval) · overoptimization: a long run at weak KL, hours · lab: every notebook in JupyterLab, the
+# report in a browser (needs Chromium).
 NAME ?= reference
 
 evidence: $(VENV)/.ok
