@@ -14,12 +14,15 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
+from numpy.typing import ArrayLike
+from scipy.stats import binomtest
 
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
-from starling_nb.stats import Interval, paired_difference, proportion_interval
+from starling_nb.stats import Interval, mean_interval, paired_difference, proportion_interval
 
 Verdict = Literal["measured", "floor: not testable"]
 FLOOR = 0.05
@@ -119,8 +122,24 @@ def score(problems: Sequence[Problem], replies: Mapping[str, str]) -> pd.DataFra
 
 
 def accuracy(scores: pd.DataFrame) -> dict[str, Interval]:
-    """Share of right answers by reading, 0..1, with Wilson intervals over problems."""
-    return {name: proportion_interval(int(scores[name].sum()), len(scores)) for name in READINGS}
+    """Share of right answers by reading, 0..1, with intervals over problems as :func:`share` makes them."""
+    return {name: share(scores[name]) for name in READINGS}
+
+
+def share(values: ArrayLike) -> Interval:
+    """Mean of one number a problem, each 0..1: with Wilson's interval where all are 0 or 1, else (several answers a
+    problem) with that of :func:`starling_nb.stats.mean_interval`."""
+    x = np.asarray(values, dtype=np.float64)
+    return proportion_interval(int(x.sum()), len(x)) if np.isin(x, (0, 1)).all() else mean_interval(x)
+
+
+def above_floor(scores: pd.DataFrame) -> float:
+    """One-sided binomial p-value that more than :data:`FLOOR` of the problems are solved, by the flexible reading.
+
+    Shares of several answers are summed and rounded down, which keeps the p-value on the safe side.
+    """
+    right = int(scores["flexible"].astype(float).sum() + 1e-9)
+    return float(binomtest(right, len(scores), FLOOR, alternative="greater").pvalue)
 
 
 def compare(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Comparison:
@@ -132,8 +151,9 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Comp
     Raises:
         EvaluationError: the two hold different problems, or none.
     """
-    if set(before["id"]) != set(after["id"]) or len(before) != len(after) or before.empty:
-        raise EvaluationError("before and after must hold the same problems: let both models answer one set")
+    same = before["id"].is_unique and after["id"].is_unique and set(before["id"]) == set(after["id"])
+    if not same or before.empty:
+        raise EvaluationError("before and after must hold the same problems once each: let both models answer one set")
     both = before.merge(after, on="id", suffixes=("_before", "_after"), validate="one_to_one")
     change = {
         name: paired_difference(both[f"{name}_after"].astype(float), both[f"{name}_before"].astype(float), seed=seed)

@@ -89,6 +89,24 @@ def test_a_model_at_the_floor_is_not_tested() -> None:
     assert found.change["strict"].value == 0
     with pytest.raises(EvaluationError, match="same problems"):
         gsm8k.compare(table(2), table(3).iloc[:9])
+    twice = pd.concat([table(2), table(2).iloc[:1]])
+    with pytest.raises(EvaluationError, match="once each"):
+        gsm8k.compare(twice, twice)
+
+
+def test_a_start_that_solves_something_is_told_from_one_that_solves_next_to_nothing() -> None:
+    def start(right: float, n: int = 60) -> float:
+        return gsm8k.above_floor(pd.DataFrame({"flexible": [right / n] * n}))
+
+    assert start(0) == 1
+    assert start(3) > 0.05 > start(9) > start(10) > 0
+    assert start(9.9) == start(9)
+
+
+def test_shares_have_wilsons_interval_only_where_they_are_ones_and_zeros() -> None:
+    assert gsm8k.share([0, 1] * 10).low == pytest.approx(0.2993, abs=1e-4)  # Wilson's of 10 in 20
+    assert gsm8k.share([0.5] * 20).low == gsm8k.share([0.5] * 20).high == 0.5
+    assert gsm8k.share([False] * 20).high > 0
 
 
 def test_the_real_solutions_are_read_as_the_set_says(real_data: Path) -> None:
