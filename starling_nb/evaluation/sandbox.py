@@ -1,9 +1,10 @@
 """Run a program that nobody has read, in a child process, and hold what it returns against what is right.
 
-The child is a Python of its own without site packages, in an empty temporary folder, with no environment and no open
-files but one pipe, in a session of its own that is killed as a whole. CPU seconds, memory, file size, open files and
-new processes are limited. The right answers never leave this process: the child is given calls and sends back values,
-so that a program can neither print a pass nor exit with one, nor return an object that claims to equal everything.
+The child is a Python of its own without site packages, in a temporary folder of its own, with an environment of one
+variable and no open files but one pipe, in a session of its own that is killed as a whole. CPU seconds, memory, file
+size, open files and new processes are limited. The right answers never leave this process: the child is given calls and
+sends back values, so that a program can neither print a pass nor exit with one, nor return an object that claims to
+equal everything.
 
 **What this does not confine.** A program may read every file that this user may read (the file with the right answers
 too, if it knows where to look), and write where this user may write, 1 MB a file at most. On Linux it has no network
@@ -51,7 +52,7 @@ class Limits:
     """Of one program: CPU seconds (all its calls together), seconds of wall clock, address space in MB."""
 
     cpu: int = 4
-    wall: float = 20.0
+    wall: float = 60.0
     memory: int = 512
 
 
@@ -135,7 +136,7 @@ def _child(folder: str, limits: Limits) -> tuple[bytes, bool, int]:
     """What a child says, whether it was too slow, and its exit status."""
     # -P -s -S and an environment of one word isolate as -I does, which would leave the order of sets to chance.
     command = [sys.executable, "-P", "-s", "-S", "-B", str(CHILD), str(limits.cpu), str(limits.memory)]
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    quiet: dict[str, Any] = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     try:
         child = subprocess.Popen(command, cwd=folder, env={"PYTHONHASHSEED": "0"}, start_new_session=True, **quiet)
     except OSError as error:

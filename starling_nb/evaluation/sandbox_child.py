@@ -56,7 +56,7 @@ def plain(value: object) -> object:
     """The value in types that have a literal: a Counter becomes a dict, a named tuple a tuple."""
     for kind in PLAIN:
         if isinstance(value, kind):
-            return kind(value)
+            return kind(value)  # type: ignore[arg-type]
     if isinstance(value, dict):
         return {plain(key): plain(one) for key, one in value.items()}
     for kinds, made in (((list,), list), ((tuple,), tuple), ((set, frozenset), set)):

@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import fcntl
 import os
+import socket
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -103,7 +106,45 @@ def test_a_descendant_does_not_keep_the_child_waiting() -> None:
     assert run(job(forks, head="import os, time"), Limits(wall=1000.0)).outcome in ("passed", "error")
 
 
-def test_a_child_that_does_not_start_is_nobodys_wrong_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:
+@pytest.fixture(scope="module")
+def _namespaces() -> None:
+    if run(job("return os.getpid()", ("f()", 2), head="import os")).outcome != "passed":
+        pytest.skip("needs a kernel that lets an ordinary user make namespaces")
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_there_is_no_network() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        reach = f"socket.create_connection(('127.0.0.1', {server.getsockname()[1]}), 30).close()"
+        assert run(job(f"{reach}\n    return 7", head="import socket")).outcome == "error"
+        with socket.create_connection(server.getsockname()):
+            pass  # from here it can be reached
+
+
+HOLDS = """import fcntl, os, time
+
+def hold():
+    reading, writing = os.pipe()
+    if os.fork() == 0:
+        os.setsid()
+        fcntl.flock(os.open({path!r}, os.O_RDWR), fcntl.LOCK_EX)
+        os.write(writing, b"x")
+        time.sleep(1000)
+    return os.read(reading, 1)
+"""
+
+
+@pytest.mark.usefixtures("_namespaces")
+def test_a_descendant_in_a_session_of_its_own_ends_with_the_child(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    path.touch()
+    found = run(job("return hold()", ("f()", b"x"), head=HOLDS.format(path=str(path))))
+    assert found.outcome == "passed" or "BlockingIOError" in found.detail  # no process at all, but for root
+    with path.open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_child_that_does_not_start_is_nobodys_wrong_answer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "child.py"
     broken.write_text("raise SystemExit(3)\n")
     monkeypatch.setattr(sandbox, "CHILD", broken)
