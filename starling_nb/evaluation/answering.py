@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from starling_nb import progress
+from starling_nb import files, progress
 from starling_nb.chat import Message
 
 if TYPE_CHECKING:
     from starling_nb.models import LM
+
+Item = TypeVar("Item", bound=Any)
+"""A question with an ``id``."""
+
+
+def some(items: Sequence[Item], n: int) -> list[Item]:
+    """At most ``n`` items, chosen by hash of their id, in their own order: fewer are always some of more."""
+    kept = {item.id for item in sorted(items, key=lambda item: files.hash_value(item.id))[:n]}
+    return [item for item in items if item.id in kept]
 
 
 def answer(

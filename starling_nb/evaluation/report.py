@@ -21,7 +21,7 @@ from starling_nb.evaluation import (
     safety,
     trust,
 )
-from starling_nb.evaluation.answering import answer
+from starling_nb.evaluation.answering import answer, some
 from starling_nb.evaluation.published import Obtained
 from starling_nb.evaluation.voting import ArenaSession
 from starling_nb.files import hash_value
@@ -48,16 +48,10 @@ class TwoTurn:
     failed: int
 
 
-def _some(items: list[Any], n: int) -> list[Any]:
-    """At most ``n`` items, chosen by hash of their id, in their own order."""
-    kept = {item.id for item in sorted(items, key=lambda item: hash_value(item.id))[:n]}
-    return [item for item in items if item.id in kept]
-
-
 def two_turn(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> TwoTurn:
     """Both models answer the two-turn questions with equal random numbers; the judge grades every turn."""
     judging.register()
-    questions = _some(mt_bench.load(), n)
+    questions = some(mt_bench.load(), n)
     graded = {}
     for name, lm in pair.items():
         answers = mt_bench.answer(
@@ -90,7 +84,7 @@ class HeadToHead:
 def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> HeadToHead:
     """The tuned model against the start model on single instructions, each pair shown in both orders."""
     judging.register()
-    instructions = _some(alpaca_eval.load(), n)
+    instructions = some(alpaca_eval.load(), n)
     conversations = {i.id: i.messages for i in instructions}
     answers = {
         name: answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens, desc=f"instructions, {name}")
@@ -135,25 +129,13 @@ def choice_scores(
     pair: Pair, n: int, shots: int, report: Callable[[int, int, dict[str, float]], None] | None = None
 ) -> dict[str, pd.DataFrame]:
     """Both models on four-option questions, one row a question (:func:`mmlu.score`)."""
-    questions, examples = _some(mmlu.load(), n), mmlu.load_dev()
+    questions, examples = some(mmlu.load(), n), mmlu.load_dev()
 
     def told(done: int, total: int) -> None:
         if report is not None:
             report(done, total, {})
 
     return {name: mmlu.score(lm, questions, examples, shots=shots, progress=told) for name, lm in pair.items()}
-
-
-def multiple_choice(
-    pair: Pair,
-    n: int,
-    shots: int,
-    margin: float,
-    report: Callable[[int, int, dict[str, float]], None] | None = None,
-) -> mmlu.Comparison:
-    """Four-option questions by log-likelihood of the letter, before and after, paired by question."""
-    scores = choice_scores(pair, n, shots, report)
-    return mmlu.compare(scores["start"], scores["tuned"], margin)
 
 
 def by_subject(scores: Mapping[str, pd.DataFrame]) -> pd.DataFrame:

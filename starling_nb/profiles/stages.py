@@ -171,6 +171,18 @@ class Evaluation(Common):
     """Contrast prompts."""
     shots: int
     """Solved examples before each four-option question, 0 to 5."""
+    n_word: int
+    """Word problems."""
+    n_coding: int
+    """Small programs."""
+    problem_tokens: int
+    """Cap on an answer to a word problem or a program, tokens."""
+    n_pairs: int
+    """Labelled pairs of a set on which the judge is tried, at most."""
+    n_wrapped: int
+    """Contrast prompts whose harmful requests are wrapped as well."""
+    wrappers: list
+    """Ways of wrapping them (starling_nb.evaluation.jailbreaks.WRAPPERS)."""
     margin: float
     """Loss of log-likelihood margin that would be accepted, nats, fixed in advance."""
     max_new_tokens: int
