@@ -24,7 +24,7 @@ from starling_nb.runner import manifest
 
 LIMIT = 4_000_000
 MISSED = files.ROOT / "benchmarks" / "missed.json"
-KEPT = ("metrics.json", "report.html", "figures/*.png", "figures/*.txt", "tables/*.csv", "tables/*.txt")
+KEPT = ("metrics.json", "report.html", "story.png", "figures/*.png", "figures/*.txt", "tables/*.csv", "tables/*.txt")
 
 
 def without_paths(text: str, run: Path) -> str:

@@ -14,7 +14,7 @@ from html import escape, unescape
 from pathlib import Path
 from typing import Any
 
-from starling_nb import files
+from starling_nb import files, plots
 from starling_nb.evaluation import claimed
 from starling_nb.page import breakable, cell, page, picture, section, table
 from starling_nb.progress import clock
@@ -50,7 +50,9 @@ def write(out: Path) -> Path:
     }
     ids = {title: title.lower().replace(" ", "-").replace(",", "") for title in parts}
     links = "".join(f'<li><a href="#{id}">{escape(title)}</a></li>' for title, id in ids.items())
-    body = _summary(record, claims, list(targets.verdict)) + f"<nav><ul>{links}</ul></nav>"
+    body = (
+        _summary(record, claims, list(targets.verdict)) + _story(out, record, metrics) + f"<nav><ul>{links}</ul></nav>"
+    )
     body += "".join(section(title, part, ids[title]) for title, part in parts.items())
     path = out / "report.html"
     files.write_text(path, page(f"Starling-7B, reproduced: {record.get('profile', '')}", body))
@@ -76,6 +78,18 @@ def _summary(record: Mapping[str, Any], claims: Mapping[str, Any], targets: list
     return "".join(f"<p>{escape(text)}</p>" for text in told) + "".join(
         f'<pre class="failed">{escape(error)}</pre>' for error in failed
     )
+
+
+def _story(out: Path, record: Mapping[str, Any], metrics: Mapping[str, Any]) -> str:
+    """The run in one picture, kept as ``story.png``; nothing where it has not come so far."""
+    judge = record["stages"].get("02_positional_bias", {}).get("params", {}).get("judge", "")
+    try:
+        figure = plots.story(metrics, judge)
+    except plots.PlotError:
+        return ""
+    commit, profile = (record.get("git") or {}).get("commit"), record.get("profile", "")
+    plots.save(figure, out / "story.png", {"commit": commit, "profile": profile})
+    return picture(out / "story.png", f"This run ({profile}) in one picture, with 95 % intervals; judge: {judge}.")
 
 
 def _targets(targets: Any) -> str:

@@ -135,6 +135,18 @@ def test_an_interval_stands_behind_its_value_and_numbers_are_rounded(out: Path) 
     assert "share_<wbr>low" not in text
 
 
+def test_a_run_that_came_to_its_policies_is_told_in_one_picture(out: Path) -> None:
+    assert "in one picture" not in report.write(out).read_text(encoding="utf-8")
+    row = {"value": 0.2, "low": 0.1, "high": 0.3, "n": 100}
+    places = [f"02.first_place.{name}.{i}" for name in ("naive", "final") for i in range(1, 8)]
+    numbers = dict.fromkeys([*places, "03.k_wise.pairwise_accuracy", "04.apa.rubric"], row)
+    files.write_json(out / "metrics.json", files.read_json(out / "metrics.json") | numbers)
+    text = report.write(out).read_text(encoding="utf-8")
+    assert text.index("in one picture") < text.index("<nav>")
+    with Image.open(out / "story.png") as image:
+        assert image.width > 2 * image.height
+
+
 def test_a_figure_is_as_large_as_its_resolution_says(out: Path) -> None:
     Image.new("RGB", (300, 150)).save(out / "figures" / "00_panels.png", dpi=(150, 150))
     assert 'width="192" height="96"' in report.write(out).read_text(encoding="utf-8")
