@@ -11,8 +11,8 @@ wide, and so are the notebooks as JupyterLab saved them. Pictures to look at lie
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -83,7 +83,7 @@ def pages_of(run: Path) -> list[Path]:
 def smoke(folder: Path) -> Path:
     """A smoke run made now."""
     line = [sys.executable, "-m", "starling_nb", "reproduce", "--profile", "smoke", "--out", str(folder)]
-    if status := os.spawnv(os.P_WAIT, sys.executable, line):
+    if status := subprocess.run(line, cwd=files.ROOT, check=False).returncode:
         raise StarlingError(f"the smoke run failed with {status}: its messages stand above")
     return folder
 

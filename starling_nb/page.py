@@ -89,14 +89,14 @@ def section(title: str, body: str, id: str = "") -> str:
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
     """A table of cells that :func:`cell` made, under ``head``, whose words stand above numbers as these do."""
-    head, lines = list(head), [list(row) for row in rows]
+    names, lines = list(head), [list(row) for row in rows]
     numbers = {i for line in lines for i, one in enumerate(line) if one.startswith('<td class="number')}
     top = "".join(
         f'<th scope="col"{" class=number" if i in numbers else ""}>{breakable(name)}</th>'
-        for i, name in enumerate(head)
+        for i, name in enumerate(names)
     )
     body = "".join(f"<tr>{''.join(line)}</tr>" for line in lines)
-    dense = ' class="dense"' if len(head) > MANY else ""
+    dense = ' class="dense"' if len(names) > MANY else ""
     return f'<div class="wide"><table{dense}><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 

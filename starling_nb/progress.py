@@ -126,7 +126,7 @@ def _bar(total: int | None, desc: str) -> Any:
         return tqdm(total=total, desc=desc or None)
     from IPython.display import display
 
-    class Bar(tqdm):  # type: ignore[type-arg]
+    class Bar(tqdm):
         """Drawn anew in one place of the cell's output."""
 
         @staticmethod

@@ -15,8 +15,8 @@ from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.voting import CHOICES, ArenaSession
 
 PAUSE = 0.5
-"""Seconds in which a battle that has just been drawn takes no vote and no undo: the second click of a double one was
-meant for the battle before, and nobody has read these answers yet."""
+"""Seconds after a click, and after a battle was drawn, that take no vote and no undo: the second click of a double one
+was meant for the battle before, and nobody has read these answers yet."""
 LABELS = {"A": "A is better", "B": "B is better", "tie": "tie", "both bad": "both are bad"}
 
 
@@ -44,12 +44,15 @@ class ArenaView:
             [self.status, self.prompt, answers, widgets.HBox([*self.buttons.values()]), self.tables]
         )
         self._draw()
-        self._drawn = -math.inf  # nothing was pressed yet
+        self._drawn = self._clicked = -math.inf  # nothing was pressed yet
 
     def press(self, name: str) -> None:
         """Do what a button says, but see :data:`PAUSE`; what goes wrong is shown above the answers."""
-        if name != "reveal" and time.monotonic() - self._drawn < PAUSE:
+        clicked = _clicked()
+        early = clicked - self._clicked < PAUSE or time.monotonic() - self._drawn < PAUSE
+        if name != "reveal" and early:
             return
+        self._clicked = clicked
         try:
             if name in CHOICES:
                 self.session.vote(name)
@@ -109,6 +112,15 @@ def tables(session: ArenaSession) -> str:
         if len(table)
     ]
     return "".join(parts)
+
+
+def _clicked() -> float:
+    """When the button was pressed, seconds: by the browser's clock where a kernel passes it on, which may come late."""
+    from IPython.core.getipython import get_ipython
+
+    kernel = getattr(get_ipython(), "kernel", None)
+    header = kernel.get_parent().get("header", {}) if kernel is not None else {}
+    return float(header["date"].timestamp()) if hasattr(header.get("date"), "timestamp") else time.time()
 
 
 def _paragraph(title: str, text: str) -> str:

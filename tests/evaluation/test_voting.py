@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -268,6 +269,21 @@ def test_the_second_of_two_quick_clicks_decides_nothing(path: Path, monkeypatch:
     monkeypatch.setattr(voting_view, "PAUSE", 3600.0)
     view.buttons["reveal"].click()
     assert one.revealed
+
+
+def test_a_busy_kernel_knows_a_double_click_by_the_browsers_clock(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    told: dict[str, Any] = {}
+    kernel = SimpleNamespace(get_parent=lambda: {"header": told})
+    monkeypatch.setattr("IPython.core.getipython.get_ipython", lambda: SimpleNamespace(kernel=kernel))
+    ticks = iter(range(0, 1000, 10))  # seconds between everything that the kernel does
+    monkeypatch.setattr(voting_view, "time", SimpleNamespace(monotonic=lambda: float(next(ticks)), time=lambda: 0.0))
+    one = session(path)
+    view = voting_view.ArenaView(one)
+    for seconds, votes in ((0.0, 1), (0.1, 1), (0.7, 2), (9.0, 3)):
+        told["date"] = began + timedelta(seconds=seconds)
+        view.buttons["A"].click()
+        assert one.left == len(PROMPTS) - votes
 
 
 def test_headless_it_shows_tables_and_never_waits(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
