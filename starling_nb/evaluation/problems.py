@@ -24,7 +24,7 @@ def word_problems(pair: Pair, n: int, seed: int, max_new_tokens: int) -> dict[st
     """Both models on ``n`` word problems, greedily, one row a problem (:func:`gsm8k.score`), under start and tuned."""
     asked = some(gsm8k.load(), n)
     turns = {one.id: gsm8k.conversation(one) for one in asked}
-    how = {"seed": seed, "temperature": 0.0, "max_new_tokens": max_new_tokens}
+    how: dict[str, Any] = {"seed": seed, "temperature": 0.0, "max_new_tokens": max_new_tokens}
     return {
         name: gsm8k.score(asked, answer(lm, turns, desc=f"word problems, {name}", **how)) for name, lm in pair.items()
     }
