@@ -46,10 +46,12 @@ def _reward(name: str) -> Callable[[str | Path, str | None], Pairs]:
         # LLMBar counts anew in each subset, and its reader tells equal numbers apart by a mark.
         ids = [f"{item.subset}/{item.id.partition('#')[0]}" for item in items]
         seen = Counter(ids)
-        return [
-            _pair(i.cluster, id if seen[id] == 1 else f"{i.subset}/{i.id}", i.subset, i.messages, *i.answers, i.right)
-            for i, id in zip(items, ids, strict=True)
-        ]
+        found = []
+        for item, id in zip(items, ids, strict=True):
+            own = id if seen[id] == 1 else f"{item.subset}/{item.id}"
+            one, other = item.answers
+            found.append(_pair(item.cluster, own, item.subset, item.messages, one, other, item.right))
+        return found
 
     return read
 

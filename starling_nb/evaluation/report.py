@@ -104,7 +104,7 @@ def judge_trust(found: HeadToHead, judge: Judge, n: int, seed: int) -> pd.DataFr
     """The judge beside the rubric on this run's answers, and beside people and gold on ``n`` pairs of each embedded
     set: on, figure, value, low, high, n (:mod:`trust`)."""
     own = trust.of_run(found.verdicts, trust.labels(found.prompts, found.answers))
-    return pd.concat([own, trust.of_sets(judge, n, seed)], ignore_index=True)
+    return pd.concat([part for part in (own, trust.of_sets(judge, n, seed)) if len(part)], ignore_index=True)
 
 
 def record_wins(stage: Any, found: HeadToHead) -> None:

@@ -14,6 +14,7 @@ from starling_nb import files, rubric
 from starling_nb.chat import Message
 from starling_nb.evaluation import agreement, judging, pair_sets
 from starling_nb.judge import Judge
+from starling_nb.stats import Interval
 
 CLEAR = 1.0
 """Grades of the rubric (1 to 10) between two answers from which one of them is clearly better."""
@@ -44,19 +45,21 @@ def of_run(verdicts: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
     """A judge's verdicts in both orders beside :func:`labels`: on ("run"), figure, value, low, high, n (prompts).
 
     ``accuracy``: of the pairs that the rubric does not call equal; ``accuracy_clear``: of those at least :data:`CLEAR`
-    grades apart, where there are any; ``longer_wins``: the longer answer's accuracy on the first; and
-    :func:`pair_sets.order_figures`. Answers that were equal to the letter were not asked about.
-
-    Raises:
-        EvaluationError: no pair has a readable verdict in each order, or the rubric calls all of them equal.
+    grades apart; ``longer_wins``: the longer answer's accuracy on the first; and :func:`pair_sets.order_figures`. A
+    figure without a pair to rest on is left out. Answers that were equal to the letter were not asked about.
     """
-    apart = truth[truth["gap"] > 0].merge(verdicts[["prompt_id"]].drop_duplicates())
-    found = {"accuracy": agreement.accuracy(verdicts, apart).decided}
-    if (clear := apart[apart["gap"] >= CLEAR])["prompt_id"].isin(verdicts.dropna()["prompt_id"]).any():
-        found["accuracy_clear"] = agreement.accuracy(verdicts, clear).decided
-    found["longer_wins"] = agreement.accuracy(agreement.longer_wins(apart), apart).accuracy
-    found |= pair_sets.order_figures(agreement.both_orders(verdicts))
-    return pd.DataFrame([{"on": "run", "figure": figure, **vars(value)} for figure, value in found.items()])
+    read = verdicts.dropna(subset="winner")
+    apart = truth[(truth["gap"] > 0) & truth["prompt_id"].isin(read["prompt_id"])]
+    found: dict[str, Interval] = {}
+    for figure, pairs in (("accuracy", apart), ("accuracy_clear", apart[apart["gap"] >= CLEAR])):
+        if len(pairs):
+            found[figure] = agreement.accuracy(verdicts, pairs).decided
+    if len(apart):
+        found["longer_wins"] = agreement.accuracy(agreement.longer_wins(apart), apart).accuracy
+    if read["prompt_id"].duplicated().any():
+        found |= pair_sets.order_figures(agreement.both_orders(verdicts))
+    rows = [{"on": "run", "figure": figure, **vars(value)} for figure, value in found.items()]
+    return pd.DataFrame(rows, columns=["on", "figure", "value", "low", "high", "n"])
 
 
 def of_sets(judge: Judge, n: int, seed: int = 0) -> pd.DataFrame:

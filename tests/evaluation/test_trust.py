@@ -48,6 +48,9 @@ def test_a_judge_beside_the_rubric_by_hand() -> None:
     assert (value["consistent"], value["always_second"], value["first_wins"]) == (3 / 4, 1 / 4, 3 / 8)
     slight = trust.of_run(verdicts, truth({"a": 0.5, "b": 0.5}))
     assert "accuracy_clear" not in set(slight["figure"])
+    equal = trust.of_run(verdicts, truth({"a": 0.0}))
+    assert set(equal["figure"]) == {"first_wins", "consistent", "always_first", "always_second"}
+    assert trust.of_run(verdicts.iloc[:0], truth({"a": 3.0})).empty
 
 
 def test_the_simulated_judge_on_a_run_and_on_the_embedded_sets() -> None:
