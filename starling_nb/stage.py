@@ -258,7 +258,8 @@ class Stage:
     def table(self, df: Any, name: str, caption: str) -> Any:
         """Save a DataFrame as ``tables/<number>_<name>.csv``, with its caption beside it, and return it."""
         path = self._place("tables", name, ".csv", caption)
-        files.write_text(path, df.to_csv(index=False))
+        named = df.index.inferred_type == "string"  # rows that have names, and not just numbers
+        files.write_text(path, df.to_csv(index=named))
         files.write_text(path.with_suffix(".txt"), caption + "\n")
         return df
 

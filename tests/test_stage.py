@@ -213,6 +213,8 @@ def test_figures_and_tables_carry_captions(stage: Stage, monkeypatch: pytest.Mon
     assert (stage.out / "figures" / "00_panels.png").read_text() == f"drawn {NAME}"
     assert (stage.out / "figures" / "00_panels.txt").read_text() == "Four panels.\n"
     assert (stage.out / "tables" / "00_counts.csv").read_text() == "a\n1\n2\n"
+    stage.table(frame.set_index(pd.Index(["x", "y"])), "named", "Two counts with names.")
+    assert (stage.out / "tables" / "00_named.csv").read_text() == ",a\nx,1\ny,2\n"
     with pytest.raises(StageError, match="no good name"):
         stage.table(frame, "../escape", "")
 
