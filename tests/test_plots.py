@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from starling_nb import bias, files, plots
-from starling_nb.plots import PlotError
+from starling_nb.plots import PlotError, style
 
 SHARES = {
     "naive": bias.share_from_counts([61, 60, 34, 19, 9, 6, 6]),
@@ -137,6 +137,14 @@ def test_who_cannot_see_a_figure_is_told_its_caption_or_its_titles(drawn: dict[s
     assert DisplayFormatter().format(figure)[1]["image/png"]["alt"] == "naive; fair"
     figure.caption = "First places."
     assert DisplayFormatter().format(figure)[1]["image/png"]["alt"] == "First places."
+
+
+@pytest.mark.parametrize(
+    ("ground", "letters"),
+    [("#0173b2", style.CARD), ("#de8f05", "black"), ("#029e73", "black"), ("#22262b", style.CARD)],
+)
+def test_letters_stand_out_from_the_bar_that_they_are_written_on(ground: str, letters: str) -> None:
+    assert style.letters_on(ground) == letters
 
 
 def test_every_figure_renders_with_nothing_clipped_at_the_edges(drawn: dict[str, Figure]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from starling_nb.plots.style import CARD, COLOURS, INK, MUTED, Picture, need, shared_legend, styled
+from starling_nb.plots.style import CARD, COLOURS, INK, MUTED, Picture, letters_on, need, shared_legend, styled
 
 TIMES = {"sampling": "while sampling", "learning": "while learning"}
 SHADES = [COLOURS[i] for i in (0, 1, 2, 4, 3, 5, 9, 6, 8)] + ["#3d4f5c", "#b9a37e", MUTED]
@@ -61,9 +61,8 @@ def phase_plan(df: pd.DataFrame, phases: list[str]) -> Figure:
         ax.barh(places, shares, left=ends, color=colour, edgecolor=CARD, height=0.66, label=phase)
         for place, share, end in zip(places, shares, ends, strict=True):
             if share >= 6:
-                ax.annotate(
-                    f"{share:.0f} %", (end + share / 2, place), ha="center", va="center", color=CARD, fontsize=8
-                )
+                middle, ink = (end + share / 2, place), letters_on(colour)
+                ax.annotate(f"{share:.0f} %", middle, ha="center", va="center", color=ink, fontsize=8)
         ends += shares
     for place, seconds, hours, dollars in zip(places, whole, df["hours"], df["dollars"], strict=True):
         told = f"{seconds:,.0f} s a set, {hours:.1f} h in all" + (f", ${dollars:,.0f}" if dollars else "")

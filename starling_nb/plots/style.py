@@ -20,6 +20,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -135,6 +136,13 @@ def need(df: pd.DataFrame, *columns: str) -> None:
     if missing or df.empty:
         problem = f"lacks {', '.join(missing)}" if missing else "is empty"
         raise PlotError(f"the table {problem}: this figure draws {', '.join(columns)}")
+
+
+def letters_on(colour: str) -> str:
+    """The colour of letters on a ground of ``colour``: light or black, whichever stands out more (WCAG 2)."""
+    parts = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in to_rgb(colour)]
+    luminance = float(np.dot(parts, (0.2126, 0.7152, 0.0722)))
+    return "black" if (luminance + 0.05) ** 2 > 0.05 * 1.05 else CARD
 
 
 def cycle() -> Iterator[str]:
