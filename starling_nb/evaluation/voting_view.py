@@ -33,6 +33,8 @@ class ArenaView:
 
         self.session = session
         self.status, self.prompt, self.a, self.b, self.tables = (widgets.HTML() for _ in range(5))
+        for part in (self.status, self.prompt, self.a, self.b, self.tables):
+            _as_in_cells(part)
         for side in (self.a, self.b):
             side.layout = widgets.Layout(width="50%", padding="0 1em")
         labels = {**LABELS, "undo": "undo", "reveal": "reveal"}
@@ -107,11 +109,17 @@ def tables(session: ArenaSession) -> str:
     """The session's summary as HTML."""
     found = session.summary()
     parts = [
-        f"<p><b>{name}</b></p>{table.to_html(index=False, na_rep='', float_format='{:.3g}'.format)}"
+        f"<p><b>{name}</b></p>{table.to_html(index=False, border=0, na_rep='', float_format='{:.3g}'.format)}"
         for name, table in found.items()
         if len(table)
     ]
     return "".join(parts)
+
+
+def _as_in_cells(part: Any) -> None:
+    """Let JupyterLab draw a widget's text and tables as it draws those of a cell."""
+    for name in ("jp-RenderedHTMLCommon", "jp-RenderedMarkdown"):
+        part.add_class(name)
 
 
 def _clicked() -> float:

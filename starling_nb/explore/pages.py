@@ -57,6 +57,8 @@ class PagesView(widgets.VBox):
         self.buttons = {step: widgets.Button(description=name) for step, name in ((-1, "back"), (1, "on"))}
         self.field = widgets.Text(placeholder="search, and press Enter", continuous_update=False)
         self.shown = widgets.HTML(pages.page())
+        for name in ("jp-RenderedHTMLCommon", "jp-RenderedMarkdown"):
+            self.shown.add_class(name)  # JupyterLab draws its tables as those of a cell
         for step, button in self.buttons.items():
             button.on_click(lambda _, step=step: self._draw(lambda: pages.go(step)))
         self.field.observe(lambda change: self._draw(lambda: pages.search(change["new"])), "value")
