@@ -134,7 +134,8 @@ def test_who_cannot_see_a_figure_is_told_its_caption_or_its_titles(drawn: dict[s
     told = {name: DisplayFormatter().format(figure)[1]["image/png"]["alt"] for name, figure in drawn.items()}
     assert all(told.values())
     figure = plots.four_panels(SHARES)
-    assert DisplayFormatter().format(figure)[1]["image/png"]["alt"] == "naive; fair"
+    said = DisplayFormatter().format(figure)[1]["image/png"]["alt"]
+    assert said == "naive, n = 195, χ² = 128, p < 0.001; fair, n = 140, χ² = 0, p = 1"
     figure.caption = "First places."
     assert DisplayFormatter().format(figure)[1]["image/png"]["alt"] == "First places."
 

@@ -79,7 +79,7 @@ class Picture(Figure):
     def _words(self) -> str:
         """Its titles, where nobody gave a caption."""
         titles = [self.get_suptitle(), *(ax.get_title(loc) for ax in self.axes for loc in ("left", "center"))]
-        return "; ".join(dict.fromkeys(filter(None, titles))) or "figure"
+        return "; ".join(dict.fromkeys(title.replace("\n", ", ") for title in titles if title)) or "figure"
 
 
 def save(fig: Figure, path: Path, provenance: Mapping[str, Any]) -> None:
