@@ -230,14 +230,16 @@ class Stage:
         rule: str = ">0",
         text: str = "",
         min_n: int = 0,
-    ) -> claims.Verdict:
-        """Judge a claim (:mod:`starling_nb.claims`), print it, keep it as ``claim.<number>.<id>``."""
+    ) -> None:
+        """Judge a claim (:mod:`starling_nb.claims`), print it, keep it as ``claim.<number>.<id>``.
+
+        Returns nothing, so that a cell that ends with a claim shows it once.
+        """
         value, low, high, n = _four(value, low, high, n)
         claim = claims.record(self._id(id), value, low, high, n, rule, text, min_n)
         interval = "" if low is None or high is None else f" [{low:.4g}, {high:.4g}]"
         size = "" if n is None else f", n = {n:,}"
         print(f"{claim.verdict:>9} | {text or id}: {value:.4g}{interval}{size} ({rule})")
-        return claim.verdict
 
     def _id(self, id: str) -> str:
         plain = id.removeprefix(f"{self.number}.")
