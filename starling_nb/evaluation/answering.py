@@ -11,6 +11,8 @@ from starling_nb.chat import Message
 if TYPE_CHECKING:
     from starling_nb.models import LM
 
+Pair = Mapping[str, "LM"]
+"""The start model and the tuned model, under ``start`` and ``tuned``."""
 Item = TypeVar("Item", bound=Any)
 """A question with an ``id``."""
 

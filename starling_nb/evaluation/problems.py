@@ -7,17 +7,12 @@ start model is held against a floor first.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 
 from starling_nb.evaluation import coding, gsm8k
-from starling_nb.evaluation.answering import answer, some
-
-if TYPE_CHECKING:
-    from starling_nb.models import LM
-
-Pair = Mapping[str, "LM"]
+from starling_nb.evaluation.answering import Pair, answer, some
 
 
 def word_problems(pair: Pair, n: int, seed: int, max_new_tokens: int) -> dict[str, pd.DataFrame]:
@@ -48,14 +43,15 @@ def record(stage: Any, kind: str, scores: Mapping[str, pd.DataFrame]) -> pd.Data
         model (start, tuned, change), reading, value, low, high, n (problems).
     """
     found, start = gsm8k.compare(scores["start"], scores["tuned"]), scores["start"]
-    for name, by in (("start", found.before), ("tuned", found.after), ("change", found.change)):
+    parts = {"start": found.before, "tuned": found.after, "change": found.change}
+    for name, by in parts.items():
         stage.record(f"{kind}.{name}", by["flexible"])
     stage.record(f"{kind}.start_above_floor_p", gsm8k.above_floor(start), n=len(start))
     if found.verdict != "measured":
         print(f"{kind}: {found.verdict}, the models solve too little for a change to be seen")
     rows = [
         {"problems": kind, "model": name, "reading": reading, **vars(value)}
-        for name, by in (("start", found.before), ("tuned", found.after), ("change", found.change))
+        for name, by in parts.items()
         for reading, value in by.items()
     ]
     return pd.DataFrame(rows)

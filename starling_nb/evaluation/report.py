@@ -21,7 +21,7 @@ from starling_nb.evaluation import (
     safety,
     trust,
 )
-from starling_nb.evaluation.answering import answer, some
+from starling_nb.evaluation.answering import Pair, answer, some
 from starling_nb.evaluation.published import Obtained
 from starling_nb.evaluation.voting import ArenaSession
 from starling_nb.files import hash_value
@@ -31,8 +31,6 @@ from starling_nb.stats import Interval
 if TYPE_CHECKING:
     from starling_nb.models import LM
 
-Pair = Mapping[str, "LM"]
-"""The start model and the tuned model, under ``start`` and ``tuned``."""
 LEAST = 20
 """Instructions below which no win rate at equal length is computed."""
 
