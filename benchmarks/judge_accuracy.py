@@ -3,8 +3,8 @@
     STARLING_NB_REAL_DATA=FOLDER python -m benchmarks.judge_accuracy
 
 ``FOLDER`` holds ``judgebench``, ``llmbar``, ``pandalm`` and ``autoj_pairwise``: pairs as
-:func:`starling_nb.evaluation.pair_sets.read` takes them and, beside the first three, stored verdicts. Every set is
-counted by its own protocol. Aggregates only are written, to ``benchmarks/results/judge_accuracy.json``.
+:func:`starling_nb.evaluation.judges.pair_sets.read` takes them and, beside the first three, stored verdicts. Every set
+is counted by its own protocol. Aggregates only are written, to ``benchmarks/results/judge_accuracy.json``.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ import pandas as pd
 
 from benchmarks import records
 from starling_nb.errors import StarlingError
-from starling_nb.evaluation import agreement, judging, pair_sets
-from starling_nb.evaluation.pair_sets import NAMES, ON
+from starling_nb.evaluation import agreement
+from starling_nb.evaluation.judges import judging, pair_sets
+from starling_nb.evaluation.judges.pair_sets import NAMES, ON
 from starling_nb.judge.connect import connect
 from starling_nb.stats import Interval
 

@@ -28,9 +28,15 @@ from scipy import special
 
 from benchmarks.records import keep
 from starling_nb import files
-from starling_nb.evaluation import alpaca_files
+from starling_nb.evaluation.alpaca_eval import formats as alpaca_files
 from starling_nb.evaluation.alpaca_eval import win_rate
-from starling_nb.evaluation.length_control import GAMED, ORDER, Reference, length_controlled_win_rate, load_reference
+from starling_nb.evaluation.alpaca_eval.length_control import (
+    GAMED,
+    ORDER,
+    Reference,
+    length_controlled_win_rate,
+    load_reference,
+)
 
 ROWS = 805
 BASELINE, MODEL, ANNOTATOR = "base", "tuned", "simulated"

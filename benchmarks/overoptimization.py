@@ -22,8 +22,8 @@ import pandas as pd
 
 from benchmarks import records, study
 from starling_nb import files, progress
-from starling_nb.evaluation import goodhart
 from starling_nb.evaluation import overoptimization as over
+from starling_nb.evaluation.overoptimization import goodhart
 from starling_nb.judge.connect import connect
 from starling_nb.models import LM
 from starling_nb.nectar import prompts

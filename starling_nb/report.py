@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from starling_nb import files, plots
-from starling_nb.evaluation import claimed
+from starling_nb.evaluation.published import claimed
 from starling_nb.page import breakable, cell, page, picture, section, table
 from starling_nb.progress import clock
 from starling_nb.runner import manifest

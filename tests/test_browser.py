@@ -25,8 +25,8 @@ pytestmark = pytest.mark.skipif(bool(missing()), reason=missing() or "there is a
 WIDGETS = [
     """
     from pathlib import Path
-    from starling_nb.evaluation import voting_view
-    from starling_nb.evaluation.voting import ArenaSession
+    from starling_nb.explore import voting_view
+    from starling_nb.evaluation.arena.voting import ArenaSession
     prompts = {f"q{i}": f"What is {i} plus one?" for i in range(5)}
     answers = {name: {id: f"{name} answers {text}" for id, text in prompts.items()} for name in ("x", "y")}
     voting_view.show(ArenaSession(Path("votes.jsonl"), prompts, answers, voter="me"))

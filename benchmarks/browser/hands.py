@@ -7,7 +7,7 @@ import re
 from playwright.sync_api import Locator, Page, expect
 
 from benchmarks.browser.jupyter import WAIT
-from starling_nb.evaluation import voting_view
+from starling_nb.explore import voting_view
 
 SETTLE = 1000 * voting_view.PAUSE + 500
 """Milliseconds until the arena takes the next vote for meant."""

@@ -9,21 +9,14 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from starling_nb.chat import Message
-from starling_nb.evaluation import (
-    alpaca_eval,
-    annotators,
-    jailbreaks,
-    judging,
-    length_control,
-    mmlu,
-    mmlu_sets,
-    mt_bench,
-    safety,
-    trust,
-)
+from starling_nb.evaluation import alpaca_eval, mmlu, mt_bench, safety
+from starling_nb.evaluation.alpaca_eval import annotators, length_control
 from starling_nb.evaluation.answering import Pair, answer, some
+from starling_nb.evaluation.arena.voting import ArenaSession
+from starling_nb.evaluation.judges import judging, trust
+from starling_nb.evaluation.mmlu import sets as mmlu_sets
 from starling_nb.evaluation.published import Obtained
-from starling_nb.evaluation.voting import ArenaSession
+from starling_nb.evaluation.safety import jailbreaks
 from starling_nb.files import hash_value
 from starling_nb.judge import Judge
 from starling_nb.stats import Interval

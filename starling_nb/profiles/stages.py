@@ -182,7 +182,7 @@ class Evaluation(Common):
     n_wrapped: int
     """Contrast prompts whose harmful requests are wrapped as well."""
     wrappers: list
-    """Ways of wrapping them (starling_nb.evaluation.jailbreaks.WRAPPERS)."""
+    """Ways of wrapping them (starling_nb.evaluation.safety.jailbreaks.WRAPPERS)."""
     margin: float
     """Loss of log-likelihood margin that would be accepted, nats, fixed in advance."""
     max_new_tokens: int

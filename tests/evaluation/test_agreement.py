@@ -8,7 +8,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from starling_nb.evaluation import EvaluationError, agreement, annotators
+from starling_nb.evaluation import EvaluationError, agreement
+from starling_nb.evaluation.alpaca_eval import annotators
 
 WINNER = {"A": "first", "B": "second", "tie": "tie", "C": "tie"}
 Row = tuple[Any, str, str, str | None]

@@ -12,8 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starling_nb import fetch
-from starling_nb.evaluation import EvaluationError, alpaca_eval, alpaca_files, leaderboard
+from starling_nb.evaluation import EvaluationError, alpaca_eval
 from starling_nb.evaluation.alpaca_eval import Instruction, PreferenceError
+from starling_nb.evaluation.alpaca_eval import formats as alpaca_files
+from starling_nb.evaluation.published import leaderboard
 from starling_nb.judge import Outcome
 
 INSTRUCTIONS = [Instruction(f"i{n}", "chat", [{"role": "user", "content": f"Say {n}."}], {}) for n in range(40)]

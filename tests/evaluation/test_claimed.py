@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from starling_nb import files
-from starling_nb.evaluation import EvaluationError, claimed, published
+from starling_nb.evaluation import EvaluationError, published
+from starling_nb.evaluation.published import claimed
 
 ROWS = {row["id"]: row for row in claimed.claims().to_dict("records")}
 MEASURED = sorted(id for id, row in ROWS.items() if row["metric"])

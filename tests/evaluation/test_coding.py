@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 import toy
 from starling_nb import files
-from starling_nb.evaluation import EvaluationError, coding, gsm8k
-from starling_nb.evaluation.coding import Problem
-from starling_nb.evaluation.sandbox import Call
+from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.problems import coding, gsm8k
+from starling_nb.evaluation.problems.coding import Problem
+from starling_nb.evaluation.problems.sandbox import Call
 
 SEVEN = Problem("7", "easy", "Write seven().", "seven", (Call("seven()", 7),), "def seven():\n    return 7\n")
 EIGHT = Problem("8", "easy", "Write eight().", "eight", (Call("eight()", 8),), "def eight():\n    return 8\n")

@@ -12,7 +12,8 @@ import torch
 
 import toy
 from starling_nb import plots
-from starling_nb.evaluation import goodhart, mt_bench
+from starling_nb.evaluation import mt_bench
+from starling_nb.evaluation.overoptimization import goodhart
 from starling_nb.judge import fences
 from starling_nb.models import LM
 from starling_nb.nectar import prompts

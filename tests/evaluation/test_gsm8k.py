@@ -13,8 +13,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starling_nb import files
-from starling_nb.evaluation import EvaluationError, gsm8k
-from starling_nb.evaluation.gsm8k import Problem
+from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.problems import gsm8k
+from starling_nb.evaluation.problems.gsm8k import Problem
 
 PROBLEM = Problem("1", "Two and two?", "2 + 2 = 4\n#### 4", Decimal(4))
 

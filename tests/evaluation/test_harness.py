@@ -13,9 +13,10 @@ import pytest
 import yaml
 from evaluation import small
 
-from starling_nb.evaluation import EvaluationError, harness, mmlu, mmlu_sets
-from starling_nb.evaluation.harness import Run
-from starling_nb.evaluation.mmlu import Question
+from starling_nb.evaluation import EvaluationError, mmlu
+from starling_nb.evaluation.mmlu import Question, harness
+from starling_nb.evaluation.mmlu import sets as mmlu_sets
+from starling_nb.evaluation.mmlu.harness import Run
 from starling_nb.models import LM
 
 SUBJECTS = ("old_rivers", "stars")

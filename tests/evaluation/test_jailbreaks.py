@@ -7,7 +7,8 @@ import math
 import pandas as pd
 import pytest
 
-from starling_nb.evaluation import EvaluationError, jailbreaks, safety
+from starling_nb.evaluation import EvaluationError, safety
+from starling_nb.evaluation.safety import jailbreaks
 
 
 @pytest.mark.parametrize("kind", jailbreaks.WRAPPERS)

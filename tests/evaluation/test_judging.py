@@ -7,9 +7,11 @@ from evaluation import small
 from hypothesis import given
 from hypothesis import strategies as st
 
-from starling_nb.evaluation import alpaca_eval, judging, mt_bench, mt_bench_pairs
+from starling_nb.evaluation import alpaca_eval, mt_bench
 from starling_nb.evaluation.alpaca_eval import Instruction
+from starling_nb.evaluation.judges import judging
 from starling_nb.evaluation.mt_bench import Question
+from starling_nb.evaluation.mt_bench import pairs as mt_bench_pairs
 from starling_nb.judge import Judge, SimulatedJudge
 
 QUESTIONS = [Question(f"q{n}", "math", (f"Add {n}.", "Double it."), ("one", "two")) for n in range(6)]

@@ -13,8 +13,10 @@ import pytest
 from scipy import special
 
 from benchmarks.length_control import JUDGES, bundle, judged
-from starling_nb.evaluation import EvaluationError, alpaca_eval, alpaca_files, length_control
-from starling_nb.evaluation.length_control import Reference, length_controlled_win_rate
+from starling_nb.evaluation import EvaluationError, alpaca_eval
+from starling_nb.evaluation.alpaca_eval import formats as alpaca_files
+from starling_nb.evaluation.alpaca_eval import length_control
+from starling_nb.evaluation.alpaca_eval.length_control import Reference, length_controlled_win_rate
 
 ROWS = 120
 V1, NOREG, MINIMAL = "length_controlled_v1", "length_controlled_noreg", "length_controlled_minimal"

@@ -12,8 +12,9 @@ import yaml
 from evaluation import small
 
 from starling_nb import fetch
-from starling_nb.evaluation import EvaluationError, mmlu, mmlu_sets
+from starling_nb.evaluation import EvaluationError, mmlu
 from starling_nb.evaluation.mmlu import Question
+from starling_nb.evaluation.mmlu import sets as mmlu_sets
 
 
 def packed(path: Path, **members: str) -> Path:

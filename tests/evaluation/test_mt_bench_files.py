@@ -11,8 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starling_nb import files
-from starling_nb.evaluation import EvaluationError, mt_bench, mt_bench_checks, mt_bench_files
+from starling_nb.evaluation import EvaluationError, mt_bench
 from starling_nb.evaluation.mt_bench import Question
+from starling_nb.evaluation.mt_bench import checks as mt_bench_checks
+from starling_nb.evaluation.mt_bench import formats as mt_bench_files
 from starling_nb.judge import Outcome
 
 BENCH = [

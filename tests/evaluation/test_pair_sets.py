@@ -12,9 +12,11 @@ from evaluation import small
 
 from benchmarks import judge_accuracy
 from starling_nb import files
-from starling_nb.evaluation import EvaluationError, agreement, judging, mt_bench_pairs, pair_sets
-from starling_nb.evaluation.official import Template
-from starling_nb.evaluation.pair_sets import NAMES, ON
+from starling_nb.evaluation import EvaluationError, agreement
+from starling_nb.evaluation.judges import judging, pair_sets
+from starling_nb.evaluation.judges.pair_sets import NAMES, ON
+from starling_nb.evaluation.mt_bench import pairs as mt_bench_pairs
+from starling_nb.evaluation.mt_bench.official import Template
 from starling_nb.judge import Judge, SimulatedJudge
 from starling_nb.reward.benchmarks import BenchmarkError
 

@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from starling_nb.evaluation import coding, gsm8k, problems
+from starling_nb.evaluation import problems
 from starling_nb.evaluation.answering import some
+from starling_nb.evaluation.problems import coding, gsm8k
 
 
 class Noted(SimpleNamespace):

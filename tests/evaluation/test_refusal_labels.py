@@ -8,9 +8,10 @@ import pandas as pd
 import pytest
 
 import toy
-from starling_nb.evaluation import EvaluationError, refusal_labels, safety
-from starling_nb.evaluation.refusal_labels import LABELS, XSTEST, LabelError
-from starling_nb.evaluation.refusals import is_refusal
+from starling_nb.evaluation import EvaluationError, safety
+from starling_nb.evaluation.safety import labels as refusal_labels
+from starling_nb.evaluation.safety.labels import LABELS, XSTEST, LabelError
+from starling_nb.evaluation.safety.refusals import is_refusal
 from starling_nb.judge.connect import connect
 
 

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from starling_nb.evaluation import EvaluationError, sandbox, sandbox_child
-from starling_nb.evaluation.sandbox import Call, Job, Limits, Result, run, run_all
+from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.problems import sandbox, sandbox_child
+from starling_nb.evaluation.problems.sandbox import Call, Job, Limits, Result, run, run_all
 
 HASTY = Limits(cpu=1, wall=30.0, memory=256)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from starling_nb.evaluation import EvaluationError, shares
+from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.overoptimization import shares
 
 
 def side(growth: float = 0.0, rate: float = 0.0, better: float = 0.0, seed: int = 0, prompts: int = 60) -> pd.DataFrame:

@@ -7,8 +7,11 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from starling_nb.evaluation import EvaluationError, alpaca_eval, annotators, judging, leaderboard, report, safety, trust
-from starling_nb.evaluation.refusals import is_refusal
+from starling_nb.evaluation import EvaluationError, alpaca_eval, report, safety
+from starling_nb.evaluation.alpaca_eval import annotators
+from starling_nb.evaluation.judges import judging, trust
+from starling_nb.evaluation.published import leaderboard
+from starling_nb.evaluation.safety.refusals import is_refusal
 from starling_nb.judge import Outcome
 from starling_nb.judge.connect import connect
 from starling_nb.nectar import prompts

@@ -15,8 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from starling_nb import progress
-from starling_nb.evaluation import EvaluationError, arena, report, vote_log, voting_view
-from starling_nb.evaluation.voting import CHOICES, ArenaSession
+from starling_nb.evaluation import EvaluationError, arena, report
+from starling_nb.evaluation.arena import vote_log
+from starling_nb.evaluation.arena.voting import CHOICES, ArenaSession
+from starling_nb.explore import voting_view
 
 PROMPTS = {f"q{i:02d}": f"How much is {i} <b>plus</b> one?" for i in range(30)}
 ANSWERS = {

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import toy
-from starling_nb.evaluation import judging
+from starling_nb.evaluation.judges import judging
 from starling_nb.judge import BudgetExceeded, Judge, SimulatedJudge
 from starling_nb.nectar.ranking import read_request
 from starling_nb.policy import classifier, rules

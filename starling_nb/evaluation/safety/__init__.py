@@ -19,7 +19,7 @@ import pandas as pd
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation.refusals import is_refusal
+from starling_nb.evaluation.safety.refusals import is_refusal
 from starling_nb.evaluation.tables import same_items
 from starling_nb.stats import Interval, paired_difference, proportion_interval
 

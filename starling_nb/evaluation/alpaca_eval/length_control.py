@@ -22,7 +22,7 @@ from scipy import stats as scipy_stats
 
 from starling_nb import files, hub
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation.alpaca_files import check
+from starling_nb.evaluation.alpaca_eval.formats import check
 
 Floats = NDArray[np.float64]
 Model = Literal["length_controlled_v1", "length_controlled_noreg", "length_controlled_minimal"]
@@ -61,7 +61,7 @@ class LengthControlled:
         coefficients: of ``length`` (tanh of baseline minus model, in standard deviations: negative where long answers
             win), ``difficulty`` and ``model``; those that the regression lacks are 0.
         penalty: the chosen C, inverse strength of the L1 penalty; NaN for the baseline itself.
-        excluded: rows that did not count, by reason (:func:`starling_nb.evaluation.alpaca_files.check`).
+        excluded: rows that did not count, by reason (:func:`~.alpaca_eval.formats.check`).
         preferences: predicted preference of every instruction at equal length, 0 to 1.
     """
 
@@ -139,7 +139,7 @@ def length_controlled_win_rate(
         model: ``length_controlled_v1`` is the leaderboard's. ``length_controlled_noreg`` goes without the gamed rows,
             ``length_controlled_minimal`` without difficulties too: it needs no reference and takes any instructions.
         generator, baseline, annotator: where the annotations hold several, see
-            :func:`starling_nb.evaluation.alpaca_files.check`.
+            :func:`~.alpaca_eval.formats.check`.
 
     Raises:
         EvaluationError: rows are missing, too many or in another order; an output is no text; or fewer than five rows

@@ -1,7 +1,7 @@
 """Tasks of lm-evaluation-harness, MMLU of the hub among them, asked of our models and read with our intervals.
 
 The harness (extra ``harness``; Gao et al., https://github.com/EleutherAI/lm-evaluation-harness) asks and scores; what
-it found comes back as one row a question, so that :mod:`mmlu_sets` and :mod:`starling_nb.stats` give clustered and
+it found comes back as one row a question, so that :mod:`~.mmlu.sets` and :mod:`starling_nb.stats` give clustered and
 paired intervals where the harness gives a mean and its standard error. Tasks of the hub need the network, tasks in
 local folders do not. A task's files may hold Python that the harness runs: take folders only from where you would take
 programs.
@@ -82,7 +82,7 @@ def run(
         loaded = _loaded(tasks, folders)
         for name, task in loaded["tasks"].items():
             if getattr(task, "UNSAFE_CODE", False):
-                raise EvaluationError(f"{name} runs what a model wrote, unconfined: use starling_nb.evaluation.coding")
+                raise EvaluationError(f"{name} runs what a model wrote, unconfined: use problems.coding")
             said = task.get_config("num_fewshot")
             task.set_config(key="num_fewshot", value=said or 0 if shots is None or said == 0 else shots)
             task.set_fewshot_seed(seed=seed)
@@ -216,7 +216,7 @@ def _official(found: Mapping[str, Any]) -> pd.DataFrame:
 
 def scores(found: Run, metric: str = "acc", *, filter: str | None = None) -> pd.DataFrame:
     """One row a question with the columns of :func:`mmlu.score`, ``subject`` being the task, for
-    :func:`mmlu_sets.accuracy`, :func:`mmlu_sets.change` and, with four choices, :func:`mmlu.compare`.
+    :func:`sets.accuracy`, :func:`sets.change` and, with four choices, :func:`mmlu.compare`.
 
     ``correct`` is what the harness says: unlike ours it counts the first of equal choices as chosen.
 

@@ -20,7 +20,7 @@ from scipy import sparse
 
 from starling_nb import clustered, files
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation.logistic import Design, fit
+from starling_nb.evaluation.arena.logistic import Design, fit
 from starling_nb.evaluation.tables import need
 from starling_nb.stats import Interval
 

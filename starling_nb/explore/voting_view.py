@@ -1,4 +1,4 @@
-"""Votes by hand in JupyterLab: a thin view of :class:`starling_nb.evaluation.voting.ArenaSession`.
+"""Votes by hand in JupyterLab: a thin view of :class:`starling_nb.evaluation.arena.voting.ArenaSession`.
 
 Where nobody watches, the recorded votes are shown as plain tables and nothing waits for a click.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from starling_nb import progress
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation.voting import CHOICES, ArenaSession
+from starling_nb.evaluation.arena.voting import CHOICES, ArenaSession
 
 PAUSE = 0.5
 """Seconds after a click, and after a battle was drawn, that take no vote and no undo: the second click of a double one

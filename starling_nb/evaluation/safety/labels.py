@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 
 from starling_nb.chat import Message
-from starling_nb.evaluation import EvaluationError, judging
-from starling_nb.evaluation.judging import Shown
+from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.judges import judging
+from starling_nb.evaluation.judges.judging import Shown
 from starling_nb.judge import Judge, Opinion, Request, fences, last_line, register
 from starling_nb.rubric import refusal
 from starling_nb.rubric.text import Text

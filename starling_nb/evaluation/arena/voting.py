@@ -19,7 +19,7 @@ import pandas as pd
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError, arena
-from starling_nb.evaluation.vote_log import VoteLog
+from starling_nb.evaluation.arena.vote_log import VoteLog
 from starling_nb.stats import proportion_interval
 
 CHOICES = {"A": "model_a", "B": "model_b", "tie": "tie", "both bad": "tie (bothbad)"}

@@ -6,13 +6,11 @@ They are loaded when they are asked for and are no part of this repository. The 
 
 from __future__ import annotations
 
-import json
 import re
-import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from starling_nb import fetch, files
 from starling_nb.chat import Message
@@ -56,22 +54,6 @@ class Template:
         ]
 
 
-def lines(wheel: Path, pattern: str) -> list[Any]:
-    """The rows of the one JSON-lines file in a wheel whose name matches ``pattern``.
-
-    Raises:
-        FetchError: the wheel is damaged, or none or several names match.
-        EvaluationError: a line is not JSON.
-    """
-    name = fetch.member(wheel, pattern)
-    with zipfile.ZipFile(wheel) as archive:
-        text = archive.read(name).decode("utf-8")
-    try:
-        return [json.loads(line) for line in text.split("\n") if line.strip()]
-    except ValueError as error:
-        raise EvaluationError(f"{wheel.name}: {name} is not JSON lines ({error})") from error
-
-
 def questions(wheel: Path | None = None, references: References = "gpt-4") -> list[Question]:
     """The 80 questions; those in math, reasoning and coding with the reference answers of one version.
 
@@ -88,10 +70,10 @@ def questions(wheel: Path | None = None, references: References = "gpt-4") -> li
     path = wheel or fetch.wheel(WHEEL)
     good = {
         str(row["question_id"]): tuple(row["choices"][0]["turns"])
-        for row in lines(path, f"*/reference_answer/{references}.jsonl")
+        for row in fetch.lines(path, f"*/reference_answer/{references}.jsonl")
     }
     found = []
-    for row in lines(path, "*/mt_bench/question.jsonl"):
+    for row in fetch.lines(path, "*/mt_bench/question.jsonl"):
         id = str(row["question_id"])
         given = good.get(id) or tuple(row.get("reference") or ())
         found.append(Question(id, row["category"], tuple(row["turns"]), given))
@@ -127,7 +109,7 @@ def judge_prompts(path: Path | None = None) -> dict[str, Template]:
         EvaluationError: a row lacks name, type, system_prompt or prompt_template.
     """
     path = path or fetch.wheel(WHEEL)
-    rows = lines(path, "*/judge_prompts.jsonl") if path.suffix == ".whl" else files.read_jsonl(path)
+    rows = fetch.lines(path, "*/judge_prompts.jsonl") if path.suffix == ".whl" else files.read_jsonl(path)
     try:
         found = [Template(r["name"], r["type"], r["system_prompt"], r["prompt_template"]) for r in rows]
     except (KeyError, TypeError) as error:

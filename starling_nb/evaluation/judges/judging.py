@@ -10,7 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from starling_nb.chat import Message
-from starling_nb.evaluation import alpaca_eval, mt_bench, mt_bench_pairs
+from starling_nb.evaluation import alpaca_eval, mt_bench
+from starling_nb.evaluation.mt_bench import pairs as mt_bench_pairs
 from starling_nb.judge import fences, simulation
 
 TURNS = ("system", "user", "assistant")

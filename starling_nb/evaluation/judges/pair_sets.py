@@ -21,9 +21,10 @@ import pandas as pd
 
 from starling_nb import files
 from starling_nb.chat import Message
-from starling_nb.evaluation import EvaluationError, agreement, alpaca_eval, mt_bench_pairs
+from starling_nb.evaluation import EvaluationError, agreement, alpaca_eval
 from starling_nb.evaluation.mt_bench import Question
-from starling_nb.evaluation.official import Template
+from starling_nb.evaluation.mt_bench import pairs as mt_bench_pairs
+from starling_nb.evaluation.mt_bench.official import Template
 from starling_nb.evaluation.tables import single
 from starling_nb.judge import Judge, Request
 from starling_nb.nectar import prompts as embedded

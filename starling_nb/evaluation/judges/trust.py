@@ -12,7 +12,8 @@ import pandas as pd
 
 from starling_nb import files, rubric
 from starling_nb.chat import Message
-from starling_nb.evaluation import agreement, judging, pair_sets
+from starling_nb.evaluation import agreement
+from starling_nb.evaluation.judges import judging, pair_sets
 from starling_nb.judge import Judge
 from starling_nb.stats import Interval
 

@@ -1,4 +1,4 @@
-"""What runs in the child process of :mod:`starling_nb.evaluation.sandbox`: a program that nobody has read, and calls.
+"""What runs in the child process of :mod:`~.problems.sandbox`: a program that nobody has read, and calls.
 
 Run as a script by a Python without site packages, in a folder with ``candidate.py`` (the program) and ``calls.py``
 (``CALLS``, functions without arguments). Arguments: CPU seconds, megabytes. It writes lines to what was its standard

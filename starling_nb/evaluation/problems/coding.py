@@ -1,6 +1,6 @@
-"""Small Python problems with unit tests, beside the word problems of :mod:`starling_nb.evaluation.gsm8k`.
+"""Small Python problems with unit tests, beside the word problems of :mod:`~.problems.gsm8k`.
 
-A model is asked as a chat user would ask, its code is run against tests (:mod:`starling_nb.evaluation.sandbox`, which
+A model is asked as a chat user would ask, its code is run against tests (:mod:`~.problems.sandbox`, which
 says what that confines and what not), and an answer is right where every test passes. Answers are read in two ways:
 *strict* wants the function inside a fenced block, *flexible* takes it from bare text too. The tables are those of the
 word problems, so that :func:`accuracy` and :func:`compare` are theirs.
@@ -24,8 +24,8 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.answering import answer
-from starling_nb.evaluation.gsm8k import READINGS, Comparison, accuracy, compare, share
-from starling_nb.evaluation.sandbox import Call, Job, Limits, run_all
+from starling_nb.evaluation.problems.gsm8k import READINGS, Comparison, accuracy, compare, share
+from starling_nb.evaluation.problems.sandbox import Call, Job, Limits, run_all
 from starling_nb.stats import Interval
 
 if TYPE_CHECKING:

@@ -16,8 +16,10 @@ import pandas as pd
 
 from starling_nb import files
 from starling_nb.chat import Message
-from starling_nb.evaluation import EvaluationError, goodhart_fits, judging, mt_bench
-from starling_nb.evaluation.goodhart_fits import Form
+from starling_nb.evaluation import EvaluationError, mt_bench
+from starling_nb.evaluation.judges import judging
+from starling_nb.evaluation.overoptimization import fits as goodhart_fits
+from starling_nb.evaluation.overoptimization.fits import Form
 from starling_nb.judge import Judge, Request, fences
 from starling_nb.models import LM, shallow
 from starling_nb.nectar.prompts import Prompt

@@ -18,9 +18,9 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError, agreement
 from starling_nb.evaluation.mt_bench import WITH_REFERENCE, Question
-from starling_nb.evaluation.mt_bench_checks import check
-from starling_nb.evaluation.mt_bench_files import file_id
-from starling_nb.evaluation.official import Template, fields, template
+from starling_nb.evaluation.mt_bench.checks import check
+from starling_nb.evaluation.mt_bench.formats import file_id
+from starling_nb.evaluation.mt_bench.official import Template, fields, template
 from starling_nb.judge import Outcome, Request, fences, last_line
 from starling_nb.stats import Interval, mean_interval
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation.goodhart_fits import Floats, Form, Stop, fit, stop
+from starling_nb.evaluation.overoptimization.fits import Floats, Form, Stop, fit, stop
 from starling_nb.evaluation.tables import need
 from starling_nb.policy.baselines import best_of_n, best_of_n_kl
 from starling_nb.stats import mean_interval

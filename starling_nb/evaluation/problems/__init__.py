@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from starling_nb.evaluation import coding, gsm8k
 from starling_nb.evaluation.answering import Pair, answer, some
+from starling_nb.evaluation.problems import coding, gsm8k
 
 
 def word_problems(pair: Pair, n: int, seed: int, max_new_tokens: int) -> dict[str, pd.DataFrame]:

@@ -20,7 +20,7 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.answering import answer as answer_all
-from starling_nb.evaluation.mt_bench_checks import Excluded, change, check
+from starling_nb.evaluation.mt_bench.checks import Excluded, change, check
 from starling_nb.judge import Outcome, Request, fences, last_line
 from starling_nb.stats import Interval, mean_interval
 

@@ -21,8 +21,8 @@ import pandas as pd
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
-from starling_nb.evaluation.alpaca_files import COLUMNS, check, write_outputs
-from starling_nb.evaluation.length_control import length_controlled_win_rate as length_controlled_win_rate
+from starling_nb.evaluation.alpaca_eval.formats import COLUMNS, check, write_outputs
+from starling_nb.evaluation.alpaca_eval.length_control import length_controlled_win_rate as length_controlled_win_rate
 from starling_nb.judge import Outcome, Request, fences, last_line
 from starling_nb.stats import mean_interval
 
@@ -67,7 +67,7 @@ class WinRate:
     ``standard_error`` is the official one (per cent); ``low`` and ``high`` bound the 95 % interval over ``n``
     instructions. ``wins``, ``losses`` and ``ties`` are those of the official leaderboard: preferences above, below and
     at 1.5. ``excluded`` counts by reason the rows that do not count, ``dropped`` all of them
-    (:func:`starling_nb.evaluation.alpaca_files.check`). ``length`` and ``baseline_length`` are mean characters of the
+    (:func:`~.alpaca_eval.formats.check`). ``length`` and ``baseline_length`` are mean characters of the
     model's and the baseline's answers, over the rows that count: read the win rate together with them. They are NaN
     where the outputs are not given.
     """
@@ -227,7 +227,7 @@ def win_rate(
     """The official win rate, 100 · mean(preference − 1), and its standard error.
 
     Only the column ``preference`` is needed. As in the official code 0 means a tie, and what is no preference is left
-    out of the mean; :func:`starling_nb.evaluation.alpaca_files.check` has the other rules, and the arguments
+    out of the mean; :func:`~.alpaca_eval.formats.check` has the other rules, and the arguments
     ``generator``, ``baseline`` and ``annotator``, which choose rows.
 
     Raises:
