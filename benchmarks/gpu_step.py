@@ -25,11 +25,12 @@ from starling_nb import models
 from starling_nb.chat import Encoded
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt
-from starling_nb.policy import plan, tuning
+from starling_nb.policy import tuning
 from starling_nb.policy.experience import minibatches, scale_of
-from starling_nb.policy.plan import Shape
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.rollouts import Rollout
+from starling_nb.policy.scaling import plan
+from starling_nb.policy.scaling.plan import Shape
 from starling_nb.reward import RewardModel
 
 TINY = Shape(128, 32, 64, 6, 4, 2)

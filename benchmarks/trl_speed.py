@@ -36,8 +36,8 @@ from benchmarks import records, turns
 from starling_nb import files, models
 from starling_nb.models import LM
 from starling_nb.nectar import prompts as ours
-from starling_nb.policy import plan
 from starling_nb.policy.recipe import Recipe
+from starling_nb.policy.scaling import plan
 from starling_nb.policy.tuning import tune
 
 WAYS = ("rloo", "apa", "trl rloo", "trl as it comes")

@@ -141,7 +141,7 @@ def plan(
     updates: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 10_000,
 ) -> None:
     """Say what tuning at the published size takes: memory a card, time, money; refuse what does not fit."""
-    from starling_nb.policy import plan as planning
+    from starling_nb.policy.scaling import plan as planning
 
     run = planning.Run(
         trainable=trainable,

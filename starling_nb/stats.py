@@ -6,9 +6,8 @@ Randomness comes from a seed (or a generator that is passed in), never from glob
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -148,6 +147,25 @@ def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
     return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
 
 
+def clustered_share(hits: ArrayLike, clusters: ArrayLike, level: float = 0.95) -> Interval:
+    """Share of hits with Wilson's interval, n cut to what it is worth where one cluster's outcomes resemble each other.
+
+    The worth is Kish's n over the design effect. One cluster alone has no interval (NaN).
+
+    Raises:
+        StatsError: no outcomes, one that is not finite, or not one cluster id an outcome.
+    """
+    hit = _finite(hits, "outcomes")
+    _, sizes = _cluster_sums(hit, clusters)
+    n, groups, share = len(hit), len(sizes), float(hit.mean())
+    if groups == 1 < n:
+        return Interval(share, math.nan, math.nan, 1)
+    within = float((_cluster_sums(hit - share, clusters)[0] ** 2).sum())
+    even = groups if share in (0.0, 1.0) else n
+    worth = min(even, share * (1 - share) * n * n / within) if within > 1e-9 else even
+    return Interval(share, *wilson(share, worth, level), groups)
+
+
 def chi_square_uniform(counts: ArrayLike) -> tuple[float, float]:
     """Pearson's chi-square of counts against equal shares, and its p-value (cells - 1 degrees of freedom).
 
@@ -225,32 +243,6 @@ def kendall_tau(a: ArrayLike, b: ArrayLike) -> float:
     if np.ptp(left) == 0 or np.ptp(right) == 0:
         return math.nan
     return float(scipy_stats.kendalltau(left, right).statistic)
-
-
-def mean_tau(
-    rows: Iterable[tuple[Any, Any]],
-    clusters: Sequence[Any] | None = None,
-    seed: int | np.random.Generator = 0,
-    draws: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Mean of the rows' tau-b with its interval; rows in which a list is constant say nothing and are left
-    out.
-
-    Args:
-        rows: pairs of rank (or score) lists, see :func:`kendall_tau`.
-        clusters, seed, draws, level: as in :func:`mean_interval`.
-
-    Raises:
-        StatsError: no row can be used, or as :func:`mean_interval`.
-    """
-    taus = np.array([kendall_tau(a, b) for a, b in rows])
-    kept = ~np.isnan(taus)
-    if clusters is not None and len(clusters) != len(taus):
-        raise StatsError(f"{len(taus)} rows but {len(clusters)} cluster ids: give one id a row")
-    ids = None if clusters is None else np.asarray(clusters)[kept]
-    found = mean_interval(taus[kept], ids, seed, draws, level)
-    return Interval(found.value, max(found.low, -1.0), min(found.high, 1.0), found.n)
 
 
 def _finite(values: ArrayLike, name: str) -> Floats:

@@ -18,8 +18,8 @@ from benchmarks import gpu_step, packing_speed, real_labels, study, trl_speed, t
 from benchmarks.keep_reference import check, clean, without_paths
 from starling_nb import files
 from starling_nb.errors import StarlingError
-from starling_nb.policy import plan
 from starling_nb.policy.recipe import PUBLISHED, Recipe, parsed
+from starling_nb.policy.scaling import plan
 from starling_nb.reward.comparisons import Comparison
 
 

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats as scipy_stats
 
-from starling_nb import clustered, stats
+from starling_nb import clustered, files, stats
 from starling_nb.stats import StatsError
 
 
@@ -191,12 +191,32 @@ def test_tau_b_against_its_definition(pairs: list[tuple[int, int]]) -> None:
         assert tau == pytest.approx(sum(x * y for x, y in signs) / norm)
 
 
-def test_mean_tau_leaves_out_constant_rows() -> None:
-    rows = [([0, 1, 2], [0, 1, 2]), ([0, 1, 2], [2, 1, 0]), ([0, 1, 2], [5, 5, 5]), ([0, 1, 2], [0, 2, 1])]
-    interval = stats.mean_tau(rows, clusters=["a", "b", "c", "d"])
-    assert interval.value == pytest.approx((1 - 1 + 1 / 3) / 3)
-    assert interval.n == 3
-    assert -1 <= interval.low <= interval.value <= interval.high <= 1
+def test_shares_of_clusters_are_worth_what_they_are_worth() -> None:
+    hits = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0, 0], dtype=float)
+    alone = stats.clustered_share(hits, np.arange(10))
+    assert (alone.low, alone.high) == pytest.approx(stats.wilson(0.4, 10))
+    copied = stats.clustered_share(np.repeat(hits, 7), np.repeat(np.arange(10), 7))
+    assert (copied.value, copied.low, copied.high, copied.n) == pytest.approx((0.4, alone.low, alone.high, 10))
+    balanced = stats.clustered_share(
+        np.tile([0.0, 1.0], 30), np.repeat(np.arange(30), 2)
+    )  # each cluster one hit of two
+    assert (balanced.low, balanced.high) == pytest.approx(stats.wilson(0.5, 60))
+    assert stats.clustered_share(np.zeros(40), np.repeat(np.arange(10), 4)).high == pytest.approx(
+        stats.wilson(0, 10)[1]
+    )
+    assert np.isnan(stats.clustered_share(hits, np.zeros(10)).low)
+    with pytest.raises(StatsError, match="outcomes are empty"):
+        stats.clustered_share([], [])
+
+
+def test_the_interval_of_a_clustered_share_covers_the_truth_as_often_as_it_says() -> None:
+    generator, covered = files.rng(2, "coverage"), 0
+    for _ in range(400):
+        chance = generator.beta(1.2, 2.8, size=60)  # of each cluster; 0.3 on average
+        hits = generator.random((60, 5)) < chance[:, None]
+        found = stats.clustered_share(hits.ravel(), np.repeat(np.arange(60), 5))
+        covered += found.low <= 0.3 <= found.high
+    assert 0.91 < covered / 400 < 0.985
 
 
 def test_bad_input_is_refused_with_a_reason() -> None:
@@ -212,8 +232,7 @@ def test_bad_input_is_refused_with_a_reason() -> None:
         (lambda: stats.permutation_test([1.0], [1.0, 2.0], paired=True), "equal lengths"),
         (lambda: stats.permutation_test([1.0], [2.0], clusters=["a"]), "paired=True"),
         (lambda: stats.kendall_tau([1, 2], [1, 2, 3]), "equal length"),
-        (lambda: stats.mean_tau([([1, 2], [1, 2])], clusters=["a", "b"]), "one id a row"),
-        (lambda: stats.mean_tau([]), "empty"),
+        (lambda: stats.clustered_share([1, 0], ["a"]), "one id a value"),
     ]:
         with pytest.raises(StatsError, match=match):
             call()

@@ -1,4 +1,4 @@
-"""How often a judge gives no ranking, and shares of outcomes that come in clusters."""
+"""How often a judge gives no ranking, and of which kinds its failures are."""
 
 from __future__ import annotations
 
@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from starling_nb import stats
 from starling_nb.bias.tables import ANSWERS, BiasError, valid
-from starling_nb.stats import Interval
+from starling_nb.stats import clustered_share
 
 
 def invalid_rates(rankings: pd.DataFrame, by: str | Sequence[str] = (), level: float = 0.95) -> pd.DataFrame:
@@ -48,27 +47,6 @@ def invalid_rates(rankings: pd.DataFrame, by: str | Sequence[str] = (), level: f
             given = [values[name] for name in names]
             rows.append((*given, share.value, share.low, share.high, int(hit.sum()), len(hit)))
     return pd.DataFrame(rows, columns=[*names, "share", "low", "high", "failed", "n"])
-
-
-def clustered_share(hits: ArrayLike, clusters: ArrayLike, level: float = 0.95) -> Interval:
-    """Share of hits with Wilson's interval, n cut to what it is worth where one cluster's outcomes resemble each other.
-
-    The worth is Kish's n over the design effect. One cluster alone has no interval (NaN).
-
-    Raises:
-        BiasError: no outcomes.
-    """
-    hit = np.asarray(hits, dtype=np.float64)
-    if not len(hit):
-        raise BiasError("there are no outcomes to count")
-    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
-    n, groups, share = len(hit), int(cluster.max()) + 1, float(hit.mean())
-    if groups == 1 < n:
-        return Interval(share, float("nan"), float("nan"), 1)
-    within = float((np.bincount(cluster, weights=hit - share) ** 2).sum())
-    even = groups if share in (0.0, 1.0) else n
-    worth = min(even, share * (1 - share) * n * n / within) if within > 1e-9 else even
-    return Interval(share, *stats.wilson(share, worth, level), groups)
 
 
 def _kinds(table: pd.DataFrame, failed: NDArray[np.bool_]) -> NDArray[Any]:

@@ -21,11 +21,10 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-from starling_nb.bias.failures import clustered_share
 from starling_nb.bias.reliability import WINNERS
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.tables import need, single
-from starling_nb.stats import Interval
+from starling_nb.stats import Interval, clustered_share
 
 ON = ("prompt_id",)
 Rule = Literal["each", "net", "both"]

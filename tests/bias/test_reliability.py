@@ -13,7 +13,6 @@ from scipy import stats as scipy_stats
 
 from starling_nb import files, stats
 from starling_nb.bias import BiasError, reliability
-from starling_nb.bias.failures import clustered_share
 
 NAMES = list("abcdefgh")
 
@@ -167,30 +166,6 @@ def test_failures_are_counted_by_any_column_and_by_kind() -> None:
     ]:
         with pytest.raises(BiasError, match=match):
             call()
-
-
-def test_shares_of_clusters_are_worth_what_they_are_worth() -> None:
-    hits = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0, 0], dtype=float)
-    alone = clustered_share(hits, np.arange(10))
-    assert (alone.low, alone.high) == pytest.approx(stats.wilson(0.4, 10))
-    copied = clustered_share(np.repeat(hits, 7), np.repeat(np.arange(10), 7))
-    assert (copied.value, copied.low, copied.high, copied.n) == pytest.approx((0.4, alone.low, alone.high, 10))
-    balanced = clustered_share(np.tile([0.0, 1.0], 30), np.repeat(np.arange(30), 2))  # each cluster one hit of two
-    assert (balanced.low, balanced.high) == pytest.approx(stats.wilson(0.5, 60))
-    assert clustered_share(np.zeros(40), np.repeat(np.arange(10), 4)).high == pytest.approx(stats.wilson(0, 10)[1])
-    assert np.isnan(clustered_share(hits, np.zeros(10)).low)
-    with pytest.raises(BiasError, match="no outcomes"):
-        clustered_share([], [])
-
-
-def test_the_interval_of_a_clustered_share_covers_the_truth_as_often_as_it_says() -> None:
-    generator, covered = files.rng(2, "coverage"), 0
-    for _ in range(400):
-        chance = generator.beta(1.2, 2.8, size=60)  # of each cluster; 0.3 on average
-        hits = generator.random((60, 5)) < chance[:, None]
-        found = clustered_share(hits.ravel(), np.repeat(np.arange(60), 5))
-        covered += found.low <= 0.3 <= found.high
-    assert 0.91 < covered / 400 < 0.985
 
 
 # --- the authors' GPT-4 logs --------------------------------------------------------

@@ -11,9 +11,10 @@ from typer.testing import CliRunner
 
 import toy
 from starling_nb.cli import app
-from starling_nb.policy import plan, scaling
+from starling_nb.policy import scaling
 from starling_nb.policy.hydra import Hydra, collate
-from starling_nb.policy.plan import CARDS, LLAMA, OPENCHAT, PlanError, Run, Shape
+from starling_nb.policy.scaling import plan
+from starling_nb.policy.scaling.plan import CARDS, LLAMA, OPENCHAT, PlanError, Run, Shape
 
 CONFIGS = {
     "openchat": (OPENCHAT, MistralConfig(vocab_size=32_002, intermediate_size=14_336, num_key_value_heads=8)),

@@ -15,10 +15,11 @@ import toy
 from starling_nb import profiles
 from starling_nb.models import LM
 from starling_nb.nectar.responses import making
-from starling_nb.policy import plan, scaling, speed
+from starling_nb.policy import scaling
 from starling_nb.policy.launching import Launch
-from starling_nb.policy.plan import Card, Run, Shape
 from starling_nb.policy.recipe import Recipe
+from starling_nb.policy.scaling import plan, speed
+from starling_nb.policy.scaling.plan import Card, Run, Shape
 from starling_nb.reward import RewardModel
 
 HERE = Card(8e9, 1e11, 1e10)

@@ -11,7 +11,7 @@ import pandas as pd
 
 from starling_nb import files, stats
 from starling_nb.bias.effects import difference
-from starling_nb.bias.failures import clustered_share, invalid_rates
+from starling_nb.bias.failures import invalid_rates
 from starling_nb.bias.panels import bias_difference
 from starling_nb.bias.places import mean_rank, order_test, placements
 from starling_nb.bias.reliability import agreement
@@ -165,8 +165,8 @@ def contradictions(groups: Sequence[Group]) -> Section:
         mean = stats.mean_interval(rows["pair_agreement"], prompt, group.seed, 2000 if len(rows) < 50_000 else 400)
         measures = {
             "pairs that the list follows": mean,
-            "verdicts with a contradiction": clustered_share(rows["contradictions"] > 0, prompt),
-            "verdicts whose pairs run in a circle": clustered_share(rows["cyclic"] > 0, prompt),
+            "verdicts with a contradiction": stats.clustered_share(rows["contradictions"] > 0, prompt),
+            "verdicts whose pairs run in a circle": stats.clustered_share(rows["cyclic"] > 0, prompt),
         }
         return pd.DataFrame(
             [(name, found.value, found.low, found.high, len(rows)) for name, found in measures.items()],

@@ -12,12 +12,12 @@ import torch
 
 from starling_nb.models import LM
 from starling_nb.policy import objectives
-from starling_nb.policy import plan as planning
 from starling_nb.policy.experience import Minibatch, minibatches, scale_of
 from starling_nb.policy.hydra import Hydra
-from starling_nb.policy.plan import Card, Run
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
+from starling_nb.policy.scaling import plan as planning
+from starling_nb.policy.scaling.plan import Card, Run
 from starling_nb.reward import RewardModel
 
 T = TypeVar("T")
@@ -40,7 +40,7 @@ class Speed:
     seconds: dict[str, float]
 
     def shares(self, card: Card) -> dict[str, float]:
-        """By phase, how much of what the machine could at most (as :func:`starling_nb.policy.plan.seconds`) it did."""
+        """By phase, how much of what the machine could at most (as :func:`~.scaling.plan.seconds`) it did."""
         least = planning.seconds(self.run, card, dict.fromkeys(self.seconds, 1.0))
         return {name: least[name] / taken for name, taken in self.seconds.items()}
 

@@ -16,12 +16,12 @@ from transformers import AutoModel, AutoModelForCausalLM, LlamaConfig, MistralCo
 from starling_nb import files, models, profiles
 from starling_nb.decoding import SlabLayer
 from starling_nb.models import LM
-from starling_nb.policy import plan as planning
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.launching import Launch
-from starling_nb.policy.plan import LEARNING, SAMPLING, Card, Plan, Run, Shape
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.rollouts import RewardOnTrunk
+from starling_nb.policy.scaling import plan as planning
+from starling_nb.policy.scaling.plan import LEARNING, SAMPLING, Card, Plan, Run, Shape
 from starling_nb.reward import RewardModel
 
 TUNING, SCALING = "04_policy_tuning", "07_scaling_out"
@@ -48,7 +48,7 @@ class Sized:
 
     @property
     def plan(self) -> Plan:
-        """The run's plan on its card; raises :class:`starling_nb.policy.plan.PlanError` where it does not fit."""
+        """The run's plan on its card; raises :class:`~.scaling.plan.PlanError` where it does not fit."""
         return planning.plan(self.run, self.card)
 
 

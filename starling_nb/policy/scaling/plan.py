@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from starling_nb.blocks import Trainable
 from starling_nb.policy.hydra import TokenLogprobs
-from starling_nb.policy.shapes import CARDS, LLAMA, OPENCHAT, Card, PlanError, Shape, card
+from starling_nb.policy.scaling.shapes import CARDS, LLAMA, OPENCHAT, Card, PlanError, Shape, card
 
 __all__ = ["CARDS", "LLAMA", "OPENCHAT", "Card", "Plan", "PlanError", "Run", "Shape", "card"]
 
