@@ -128,6 +128,49 @@ def tune(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[str, typer.Argument(help="A folder, a hub id, or tuned blocks (.safetensors) of the start.")],
+    start: Annotated[str, typer.Option(help="Compared with: smollm2-135m, a folder or a hub id.")] = "smollm2-135m",
+    judge: Annotated[str | None, typer.Option(help="Who grades and compares; without one, what needs none.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder for figures, answers and judgments.")] = Path("evaluation"),
+    bench: Annotated[
+        list[str] | None, typer.Option(help="mt_bench, alpaca_eval, mmlu, word_problems, programs or safety.")
+    ] = None,
+    official: Annotated[bool, typer.Option("--official", help="MT-Bench's and MMLU's own questions (wheels).")] = False,
+    instructions: Annotated[Path | None, typer.Option(help="An official alpaca_eval.json.")] = None,
+    items: Annotated[int, typer.Option(min=0, help="Questions of each benchmark, at most; 0 asks all.")] = 0,
+    tokens: Annotated[int, typer.Option(min=1, help="Cap on an answer, tokens.")] = 512,
+    shots: Annotated[int, typer.Option(min=0, max=5, help="Solved examples before a four-option question.")] = 5,
+    template: Annotated[str, typer.Option(help="How they write conversations: own, openchat, llama2 or yi.")] = "own",
+    seed: Annotated[int, typer.Option(help="The same seed gives the same answers.")] = 0,
+    dollars: Annotated[float | None, typer.Option(help="Stop before the judge could be paid more.")] = None,
+    requests: Annotated[int | None, typer.Option(help="Stop after so many paid requests to the judge.")] = None,
+) -> None:
+    """Put a model and its start through the benchmarks, with intervals; run it again to go on."""
+    from starling_nb.evaluation import running
+    from starling_nb.judge import Budget
+    from starling_nb.judge.connect import connect
+
+    plan = running.Plan(
+        model,
+        start,
+        out,
+        tuple(bench or ()),
+        official=official,
+        instructions=instructions,
+        n=items,
+        max_new_tokens=tokens,
+        shots=shots,
+        template=template,
+        seed=seed,
+    )
+    budget = Budget(requests, None, dollars)
+    with connect(judge, out / "ledger.sqlite", seed, budget=budget) if judge else nullcontext() as asked:
+        table = running.run(plan, asked)
+    typer.echo(f"{table.round(3).to_string(index=False)}\n{out / 'evaluation.csv'}")
+
+
+@app.command()
 def plan(
     cards: Annotated[int, typer.Option(min=1, help="Cards that train the policy.")] = 7,
     reward_cards: Annotated[int, typer.Option(min=0, help="Cards that serve the reward model; 0: beside it.")] = 1,

@@ -177,7 +177,7 @@ RUNS = [line for line in LINES if words(line)[1] == "reproduce"]
 BUILDS = [
     line
     for line in LINES
-    if words(line)[1] in ("prompts", "respond", "judge", "bias", "train-reward", "score", "tune", "chat")
+    if words(line)[1] in ("prompts", "respond", "judge", "bias", "train-reward", "score", "tune", "evaluate", "chat")
 ]
 JUDGES = [value for line in RUNS for _, name, value in settings(line) if name == "judge"]
 
@@ -243,7 +243,7 @@ def test_a_line_that_builds_a_data_set_can_be_read_and_its_recipes_too(command: 
     for recipe in recipes:
         kind: Any = prompts.Settings if name == "prompts" else making.Responders
         assert kind.from_toml(ROOT / recipe)
-    assert name in ("judge", "bias", "train-reward", "score", "tune", "chat") or recipes
+    assert name in ("judge", "bias", "train-reward", "score", "tune", "evaluate", "chat") or recipes
     assert name == "chat" or context.params["out"]
 
 

@@ -18,7 +18,9 @@ Item = TypeVar("Item", bound=Any)
 
 
 def some(items: Sequence[Item], n: int) -> list[Item]:
-    """At most ``n`` items, chosen by hash of their id, in their own order: fewer are always some of more."""
+    """At most ``n`` items (0: all), chosen by hash of their id, in their own order: fewer are always some of more."""
+    if not n:
+        return list(items)
     kept = {item.id for item in sorted(items, key=lambda item: files.hash_value(item.id))[:n]}
     return [item for item in items if item.id in kept]
 

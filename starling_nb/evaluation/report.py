@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -18,7 +19,7 @@ from starling_nb.evaluation.mmlu import sets as mmlu_sets
 from starling_nb.evaluation.published import Obtained
 from starling_nb.evaluation.safety import jailbreaks
 from starling_nb.files import hash_value
-from starling_nb.judge import Judge
+from starling_nb.judge import Judge, Outcome, Request
 from starling_nb.stats import Interval
 
 if TYPE_CHECKING:
@@ -30,65 +31,89 @@ LEAST = 20
 
 @dataclass(frozen=True)
 class TwoTurn:
-    """Mean grades (1 to 10) of both models, their paired change, grades by category, unreadable replies."""
+    """Mean grades (1 to 10) of both models, their paired change, grades by category, unreadable replies.
+
+    ``answers`` by model and question, and what the judge was ``asked`` and ``said`` of each model, by position.
+    """
 
     start: Interval
     tuned: Interval
     change: Interval
     by_category: dict[str, dict[str, float]]
     failed: int
+    answers: Mapping[str, Mapping[str, list[str]]] = field(default_factory=dict)
+    asked: Mapping[str, Sequence[Request[float]]] = field(default_factory=dict)
+    said: Mapping[str, Sequence[Outcome[float]]] = field(default_factory=dict)
 
 
-def two_turn(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> TwoTurn:
-    """Both models answer the two-turn questions with equal random numbers; the judge grades every turn."""
+def two_turn(
+    pair: Pair,
+    judge: Judge,
+    n: int,
+    seed: int,
+    max_new_tokens: int,
+    *,
+    questions: Sequence[mt_bench.Question] | None = None,
+    **how: Any,
+) -> TwoTurn:
+    """Both models answer ``n`` two-turn questions with equal random numbers; the judge grades every turn.
+
+    ``questions`` are the embedded ones by default; ``how`` goes to :func:`mt_bench.requests`.
+    """
     judging.register()
-    questions = some(mt_bench.load(), n)
-    graded = {}
+    questions = some(mt_bench.load() if questions is None else questions, n)
+    answers, asked, said = {}, {}, {}
     for name, lm in pair.items():
-        answers = mt_bench.answer(
+        answers[name] = mt_bench.answer(
             lm, questions, seed=seed, max_new_tokens=max_new_tokens, desc=f"two-turn questions, {name}"
         )
-        outcomes = judge.ask_all(mt_bench.requests(questions, answers, seed=seed))
-        graded[name] = mt_bench.judgments(questions, outcomes)
+        asked[name] = mt_bench.requests(questions, answers[name], seed=seed, **how)
+        said[name] = judge.ask_all(asked[name])
+    graded = {name: mt_bench.judgments(questions, outcomes) for name, outcomes in said.items()}
     found = {name: mt_bench.summarize(table) for name, table in graded.items()}
     categories = {
         name: dict(zip(s.by_category.category, s.by_category.score, strict=True)) for name, s in found.items()
     }
     change = mt_bench.paired(graded["start"], graded["tuned"])
     failed = sum(summary.failed for summary in found.values())
-    return TwoTurn(found["start"].overall, found["tuned"].overall, change, categories, failed)
+    start, tuned = found["start"].overall, found["tuned"].overall
+    return TwoTurn(start, tuned, change, categories, failed, answers, asked, said)
 
 
 @dataclass(frozen=True)
 class HeadToHead:
     """The tuned model's win rate over the start model; ``controlled`` what it would be at equal length (None with fewer
     than :data:`LEAST` instructions); all prompts and both models' answers, by instruction; the judge's ``verdicts`` in
-    both orders, one a row."""
+    both orders, one a row, and ``annotations`` in the official columns, one an instruction."""
 
     wins: alpaca_eval.WinRate
     controlled: length_control.LengthControlled | None
     prompts: Mapping[str, Sequence[Message]]
     answers: Mapping[str, Mapping[str, str]]
     verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
+    annotations: pd.DataFrame = field(default_factory=pd.DataFrame)
 
 
-def head_to_head(pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int) -> HeadToHead:
-    """The tuned model against the start model on single instructions, each pair shown in both orders."""
+def head_to_head(
+    pair: Pair, judge: Judge, n: int, seed: int, max_new_tokens: int, instructions: Path | None = None
+) -> HeadToHead:
+    """The tuned model against the start model on ``n`` instructions (of a file as :func:`alpaca_eval.load` reads it,
+    the embedded ones by default), each pair shown in both orders."""
     judging.register()
-    instructions = some(alpaca_eval.load(), n)
-    conversations = {i.id: i.messages for i in instructions}
+    asked_for = some(alpaca_eval.load(instructions), n)
+    conversations = {i.id: i.messages for i in asked_for}
     answers = {
         name: answer(lm, conversations, seed=seed, max_new_tokens=max_new_tokens, desc=f"instructions, {name}")
         for name, lm in pair.items()
     }
-    asked = alpaca_eval.requests(instructions, answers["start"], answers["tuned"], orders="both", seed=seed)
+    asked = alpaca_eval.requests(asked_for, answers["start"], answers["tuned"], orders="both", seed=seed)
     outcomes, names = judge.ask_all(asked), ("start", "tuned")
-    table = alpaca_eval.annotate(instructions, answers["start"], answers["tuned"], outcomes, generators=names)
+    table = alpaca_eval.annotate(asked_for, answers["start"], answers["tuned"], outcomes, generators=names)
     wins = alpaca_eval.win_rate(table, seed=seed)
     controlled = None
     if wins.n >= LEAST:
         controlled = alpaca_eval.length_controlled_win_rate(table, model="length_controlled_minimal")
-    return HeadToHead(wins, controlled, conversations, answers, annotators.verdicts(outcomes, names))
+    return HeadToHead(wins, controlled, conversations, answers, annotators.verdicts(outcomes, names), table)
 
 
 def judge_trust(found: HeadToHead, judge: Judge, n: int, seed: int) -> pd.DataFrame:
@@ -117,10 +142,15 @@ def ballot(stage: Any, found: HeadToHead) -> ArenaSession:
 
 
 def choice_scores(
-    pair: Pair, n: int, shots: int, report: Callable[[int, int, dict[str, float]], None] | None = None
+    pair: Pair,
+    n: int,
+    shots: int,
+    report: Callable[[int, int, dict[str, float]], None] | None = None,
+    official: bool = False,
 ) -> dict[str, pd.DataFrame]:
-    """Both models on four-option questions, one row a question (:func:`mmlu.score`)."""
-    questions, examples = some(mmlu.load(), n), mmlu.load_dev()
+    """Both models on ``n`` four-option questions, embedded or official, one row a question (:func:`mmlu.score`)."""
+    every, examples = (mmlu_sets.questions(), mmlu_sets.dev()) if official else (mmlu.load(), mmlu.load_dev())
+    questions = some(every, n)
 
     def told(done: int, total: int) -> None:
         if report is not None:
@@ -163,8 +193,8 @@ def record_choice(stage: Any, found: mmlu.Comparison) -> None:
 
 
 def _contrast(n: int) -> list[safety.Prompt]:
-    """The contrast pairs of the first ``n`` prompts."""
-    chosen = {prompt.pair for prompt in safety.load()[:n]}
+    """The contrast pairs of the first ``n`` prompts (0: of all)."""
+    chosen = {prompt.pair for prompt in safety.load()[: n or None]}
     return [prompt for prompt in safety.load() if prompt.pair in chosen]
 
 

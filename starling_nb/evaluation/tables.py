@@ -38,7 +38,7 @@ def same_items(before: pd.DataFrame, after: pd.DataFrame, what: str) -> pd.DataF
         EvaluationError: they hold different items (``what`` names them), one twice, or none.
     """
     if set(before["id"]) != set(after["id"]) or before["id"].duplicated().any() or len(before) != len(after):
-        raise EvaluationError(f"before and after must hold the same {what}: measure both models on one set")
+        raise EvaluationError(f"before and after must hold the same {what}, once each: measure both models on one set")
     if before.empty:
         raise EvaluationError(f"before and after hold no {what}: measure both models on some")
     return before.merge(after, on="id", suffixes=("_before", "_after"), validate="one_to_one")

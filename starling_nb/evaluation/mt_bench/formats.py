@@ -95,7 +95,24 @@ def write_judgments(
     prompt: str = OWN_PROMPT,
     tstamp: float = 0.0,
 ) -> None:
-    """Write ``model_judgment/JUDGE_single.jsonl``; our ``repeat`` is a further field, which FastChat passes over.
+    """Write one model's ``model_judgment/JUDGE_single.jsonl``, see :func:`judged`.
+
+    Raises:
+        EvaluationError: an outcome belongs to no request.
+    """
+    files.write_jsonl(path, judged(requests, outcomes, model=model, judge=judge, prompt=prompt, tstamp=tstamp))
+
+
+def judged(
+    requests: Iterable[Request[float]],
+    outcomes: Iterable[Outcome[float]],
+    *,
+    model: str,
+    judge: str,
+    prompt: str = OWN_PROMPT,
+    tstamp: float = 0.0,
+) -> list[dict[str, Any]]:
+    """The rows of a ``model_judgment`` file; our ``repeat`` is a further field, which FastChat passes over.
 
     Raises:
         EvaluationError: an outcome belongs to no request.
@@ -111,7 +128,7 @@ def write_judgments(
         row: dict[str, Any] = {"question_id": file_id(id), "model": model, "judge": [judge, prompt], "turn": int(turn)}
         row |= {"user_prompt": asked[outcome.id].messages[-1]["content"], "judgment": text, "score": score}
         rows.append(row | {"repeat": int(repeat), "tstamp": tstamp})
-    files.write_jsonl(path, rows)
+    return rows
 
 
 def read_judgments(path: Path, questions: Iterable[Question]) -> pd.DataFrame:

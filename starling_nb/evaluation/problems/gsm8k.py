@@ -22,6 +22,7 @@ from scipy.stats import binomtest
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
+from starling_nb.evaluation.tables import same_items
 from starling_nb.stats import Interval, mean_interval, paired_difference, proportion_interval
 
 Verdict = Literal["measured", "floor: not testable"]
@@ -151,10 +152,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Comp
     Raises:
         EvaluationError: the two hold different problems, or none.
     """
-    same = before["id"].is_unique and after["id"].is_unique and set(before["id"]) == set(after["id"])
-    if not same or before.empty:
-        raise EvaluationError("before and after must hold the same problems once each: let both models answer one set")
-    both = before.merge(after, on="id", suffixes=("_before", "_after"), validate="one_to_one")
+    both = same_items(before, after, "problems")
     change = {
         name: paired_difference(both[f"{name}_after"].astype(float), both[f"{name}_before"].astype(float), seed=seed)
         for name in READINGS

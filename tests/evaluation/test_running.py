@@ -1,0 +1,146 @@
+"""``evaluate``: two models become a table of figures with intervals, and files that the official tools read."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from evaluation import small
+from typer.testing import CliRunner
+
+from starling_nb import files
+from starling_nb.cli import app
+from starling_nb.evaluation import EvaluationError, alpaca_eval, mmlu, mt_bench, running
+from starling_nb.evaluation.alpaca_eval import formats as alpaca_files
+from starling_nb.evaluation.mt_bench import formats as mt_bench_files
+from starling_nb.evaluation.running import Plan
+from starling_nb.judge.connect import connect
+from starling_nb.models import LM
+from starling_nb.policy import checkpoint
+from starling_nb.policy.hydra import Hydra
+
+SMALL: dict[str, Any] = {"n": 4, "max_new_tokens": 6, "shots": 1}
+
+
+def model() -> LM:
+    return small.lm([mmlu.prompt(question, ()) for question in mmlu.load()])
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A start model, another one, and the other's top block alone."""
+    here = tmp_path_factory.mktemp("models")
+    lm = model()
+    for name in ("start", "tuned"):
+        lm.model.save_pretrained(here / name)
+        lm.chat.tokenizer.save_pretrained(here / name)
+        with torch.no_grad():
+            lm.model.model.layers[-1].mlp.up_proj.weight.add_(0.3)  # type: ignore[union-attr, operator]
+    changed = LM(running.models.load(str(here / "tuned")).model, lm.chat, str(here / "start"))
+    checkpoint.save(Hydra(changed, "last:1"), here / "policy.safetensors", changed.name)
+    return here
+
+
+def plan(folder: Path, out: Path, **changes: Any) -> Plan:
+    return Plan(str(folder / "tuned"), str(folder / "start"), out, **SMALL | changes)
+
+
+@pytest.fixture(scope="module")
+def done(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, pd.DataFrame]:
+    out = tmp_path_factory.mktemp("out")
+    with connect("simulated", out / "ledger.sqlite") as judge:
+        return out, running.run(plan(folder, out), judge)
+
+
+def test_every_benchmark_gives_figures_with_intervals(done: tuple[Path, pd.DataFrame]) -> None:
+    out, table = done
+    assert set(table.bench) == set(running.BENCHES)
+    assert set(table.model) == {"start", "tuned", "change"}
+    known = table[table.value.notna()]
+    assert (known.low <= known.value).all()
+    assert (known.value <= known.high).all()
+    pd.testing.assert_frame_equal(pd.read_csv(out / "evaluation.csv"), table)
+
+
+def test_a_change_is_the_tuned_figure_less_the_start_one(done: tuple[Path, pd.DataFrame]) -> None:
+    figures = done[1].set_index(["bench", "metric", "model"])["value"].sort_index()
+    for bench, metric in [("mt_bench", "grade"), ("mmlu", "accuracy"), ("safety", "compliance")]:
+        one = figures[bench, metric]
+        assert one["change"] == pytest.approx(one["tuned"] - one["start"])
+
+
+def test_the_official_tools_files_hold_what_was_said_and_judged(done: tuple[Path, pd.DataFrame]) -> None:
+    out, table = done
+    figures = table.set_index(["bench", "metric", "model"])["value"].sort_index()
+    for name in ("start", "tuned"):
+        said = mt_bench_files.read_answers(out / "mt_bench" / "model_answer" / f"{name}.jsonl")
+        assert [len(turns) for turns in said.turns.values()] == [2] * 4
+    (path,) = (out / "mt_bench" / "model_judgment").glob("*_single.jsonl")
+    judged = mt_bench_files.read_judgments(path, mt_bench.load())
+    for name, rows in judged.groupby("model"):
+        assert mt_bench.summarize(rows).overall.value == figures["mt_bench", "grade", name]
+    outputs = alpaca_files.read_outputs(out / "alpaca_eval" / "tuned" / "model_outputs.json")
+    annotations = alpaca_files.read_annotations(out / "alpaca_eval" / "tuned" / "annotations.json")
+    assert list(outputs.output) == list(annotations.output_2)
+    assert alpaca_eval.win_rate(annotations).win_rate == figures["alpaca_eval", "win_rate", "tuned"]
+
+
+def test_what_is_done_is_not_asked_again(
+    done: tuple[Path, pd.DataFrame], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, table = done
+
+    def refuse(*given: object) -> Any:
+        raise AssertionError("asked again")
+
+    monkeypatch.setattr(running, "BENCHES", dict.fromkeys(running.BENCHES, refuse))
+    with connect("simulated", out / "ledger.sqlite") as judge:
+        again = running.run(plan(folder, out), judge)
+        pd.testing.assert_frame_equal(again, table)
+        with pytest.raises(AssertionError, match="asked again"):
+            running.run(plan(folder, out, seed=1), judge)
+
+
+def test_a_broken_off_evaluation_keeps_the_benchmarks_that_were_done(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*given: object) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setitem(running.BENCHES, "safety", broken)
+    with pytest.raises(KeyboardInterrupt):
+        running.run(plan(folder, tmp_path, benches=("mmlu", "safety")))
+    assert [path.name for path in tmp_path.iterdir()] == ["mmlu.json"]
+
+
+def test_tuned_blocks_alone_are_the_whole_model(folder: Path, tmp_path: Path) -> None:
+    whole, blocks = (
+        running.run(Plan(str(folder / name), str(folder / "start"), tmp_path / name, benches=("mmlu",), **SMALL))
+        for name in ("tuned", "policy.safetensors")
+    )
+    pd.testing.assert_frame_equal(whole, blocks)
+
+
+def test_a_model_against_itself_has_changed_in_nothing(folder: Path, tmp_path: Path) -> None:
+    same = Plan(str(folder / "start"), str(folder / "start"), tmp_path, benches=("mmlu", "safety"), **SMALL)
+    table = running.run(same)
+    assert (table[table.model == "change"].value == 0).all()
+
+
+def test_without_a_judge_what_needs_none_is_asked(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(EvaluationError, match="mt_bench is graded by a judge: name one by --judge"):
+        running.run(plan(folder, tmp_path, benches=("mt_bench",)))
+    with pytest.raises(EvaluationError, match="no benchmark arena: choose from mt_bench"):
+        running.run(plan(folder, tmp_path, benches=("arena",)))
+    assert not list(tmp_path.iterdir())
+    told = ["evaluate", str(folder / "tuned"), "--start", str(folder / "start"), "--out", str(tmp_path)]
+    sizes = ["--items", "3", "--tokens", "4", "--shots", "0", "--bench", "mmlu", "--bench", "safety"]
+    shown = CliRunner().invoke(app, [*told, *sizes], catch_exceptions=False)
+    assert "over_refusal" in shown.output
+    rows = files.read_json(tmp_path / "mmlu.json")["rows"]
+    assert [row[:2] for row in rows[:3]] == [["accuracy", name] for name in ("start", "tuned", "change")]
+    assert json.loads((tmp_path / "mmlu.json").read_text())["about"]["n"] == "3"
