@@ -180,7 +180,7 @@ class Stage:
         return path
 
     def real(self, name: str) -> Path | None:
-        """The path that the parameter ``name`` (``real_…``) gives explicitly, or None where it is empty.
+        """The path that the parameter ``name`` (``real_…``, ``recorded_…``) gives, or None where it is empty.
 
         Raises:
             ParameterError: the path does not exist.

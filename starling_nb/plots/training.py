@@ -10,6 +10,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from starling_nb.plots.style import (
     COLOURS,
@@ -125,6 +126,7 @@ def accuracy_table(df: pd.DataFrame) -> Figure:
         part = _in_order(df[df["metric"] == metric], "method", methods)
         rows(ax, part, "value", [COLOURS[i % 10] for i in range(len(methods))])
         ax.set_title(metric)
+        ax.xaxis.set_major_locator(MaxNLocator(4))
     name_rows(axes[0], methods)
     return fig
 

@@ -8,8 +8,9 @@ their random numbers, so every difference is paired by prompt and seed; interval
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from itertools import combinations
+from collections.abc import Mapping, Sequence
+from itertools import combinations, permutations
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,10 +18,34 @@ from numpy.typing import NDArray
 
 from starling_nb.errors import StarlingError
 from starling_nb.files import rng
-from starling_nb.stats import crossed_interval, mean_interval
+from starling_nb.policy.arms import ONLINE
+from starling_nb.stats import Interval, crossed_interval, mean_interval
 
 ARM = ["method", "labels", "start", "changes"]
 Floats = NDArray[np.float64]
+
+
+def read(path: Path) -> pd.DataFrame:
+    """A study's table as ``benchmarks/study.py`` keeps it.
+
+    Raises:
+        StarlingError: the file has other columns.
+    """
+    study = pd.read_parquet(path)
+    if missing := [name for name in (*ARM, "split", "seed", "prompt_id", "utility", "kl") if name not in study]:
+        raise StarlingError(f"{path} is no study's table: it lacks {', '.join(missing)}; name that of benchmarks.study")
+    return study
+
+
+def of_methods(study: pd.DataFrame) -> pd.DataFrame:
+    """Test rows of the arms that differ from one another in their method, and its learning rate, only."""
+    plain = (study.labels == "full") & (study.start == "chat") & (study.changes.str.count("=") <= 1)
+    return study[plain & (study.split == "test")]
+
+
+def trials(study: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the trials, on validation prompts, from which each method's learning rate was chosen."""
+    return study[study.split == "validation"]
 
 
 def matrix(arm: pd.DataFrame, column: str) -> pd.DataFrame:
@@ -50,6 +75,18 @@ def gains(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
+def gains_of(study: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """:func:`gains` of several columns, each under its name in ``metrics``: its columns and ``metric``."""
+    return pd.concat([gains(study, column).assign(metric=name) for column, name in metrics.items()], ignore_index=True)
+
+
+def online(gains: pd.DataFrame, metric: str) -> dict[str, Interval]:
+    """Online method → its gain by ``metric``, of a table of :func:`gains_of`."""
+    own = gains[gains.metric == metric].set_index("method")
+    found = {name: own.loc[name] for name in ONLINE if name in own.index}
+    return {name: Interval(row.value, row.low, row.high, int(row.n)) for name, row in found.items()}
+
+
 def differences(study: pd.DataFrame, margin: float, column: str = "utility") -> pd.DataFrame:
     """Methods against each other, a row a pair: one, other, value, low, high (90 %), n, equivalent.
 
@@ -64,17 +101,33 @@ def differences(study: pd.DataFrame, margin: float, column: str = "utility") -> 
     return pd.DataFrame(rows)
 
 
+def largest_gap(study: pd.DataFrame, column: str = "utility") -> Interval:
+    """Of the two online methods that are furthest apart, how far, with its 95 % interval; the worst of all pairs, so
+    larger than a pair named in advance would be.
+
+    Raises:
+        StarlingError: fewer than two online methods.
+    """
+    arms = {name: matrix(arm, column) for name, arm in study.groupby("method", sort=False) if name in ONLINE}
+    pairs = [crossed_interval((arms[one] - arms[other]).to_numpy()) for one, other in permutations(arms, 2)]
+    if not pairs:
+        raise StarlingError("a gap needs two online methods: finish the study first")
+    return max(pairs, key=lambda gap: gap.value)
+
+
 def at_equal_kl(trials: pd.DataFrame, columns: Sequence[str] = ("utility", "reward")) -> tuple[float, pd.DataFrame]:
-    """Methods at one divergence: change from the start, linear in √KL between each method's trials.
+    """Methods at one divergence: change from the start, linear in √KL between each method's trials; the best of n
+    answers is no method here, whose divergence never gets far.
 
     Returns:
         The divergence, nats a sequence: the largest that every method reached; and method, metric, value, low, high, n,
         intervals over prompts.
     """
     start = trials[trials.method == "start"].set_index("prompt_id")
+    tuned = trials[(trials.method != "start") & ~trials.method.str.startswith("best of ")]
     ways = {
         name: sorted(((arm.kl.mean(), arm.set_index("prompt_id")) for _, arm in part.groupby("changes")), key=_first)
-        for name, part in trials[trials.method != "start"].groupby("method", sort=False)
+        for name, part in tuned.groupby("method", sort=False)
     }
     level = min(way[-1][0] for way in ways.values())
     rows = []
@@ -99,10 +152,20 @@ def _between(places: Sequence[float], points: Floats, place: float) -> Floats:
 
 
 def frontier(trials: pd.DataFrame, column: str) -> pd.DataFrame:
-    """``column`` over divergence, a row a trial: method, kl (nats a sequence), value, low, high, n."""
+    """Change of ``column`` over divergence, for each method from the start model on; intervals over prompts, paired.
+
+    Columns: method, kl (nats a sequence), value, low, high, n.
+    """
+    start = trials[trials.method == "start"].set_index("prompt_id")
+
+    def point(arm: pd.DataFrame) -> dict[str, float]:
+        change = arm[column] - start[column]
+        return {"kl": float(arm.kl.mean()), **vars(mean_interval(change))}
+
     rows = []
-    for names, arm in trials.groupby(ARM, sort=False):
-        rows.append({"method": names[0], "kl": float(arm.kl.mean()), **vars(mean_interval(arm[column]))})
+    for name, part in trials[trials.method != "start"].groupby("method", sort=False):
+        arms = [start, *(arm.set_index("prompt_id") for _, arm in part.groupby("changes"))]
+        rows += [{"method": name, **point(arm)} for arm in arms]
     return pd.DataFrame(rows)
 
 

@@ -151,6 +151,8 @@ class PolicyTuning(Common):
     """Answers a held-out prompt, before and after."""
     split: str
     """Prompts on which the result is read: validation while trying, test once."""
+    recorded_study: str
+    """Table of a study over several seeds, as benchmarks/study.py writes it."""
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ def components(
     ]
     if planned := parameters.get("planned"):  # such a stage shows what other profiles say
         beside += [path for name in ("laptop", *planned) if (path := package / "profiles" / f"{name}.toml").exists()]
-    real = {name: existing(name, value) for name, value in parameters.items() if name.startswith("real_") and value}
+    real = {n: existing(n, value) for n, value in parameters.items() if n.startswith(("real_", "recorded_")) and value}
     return {
         "code": files.hash_value(list(book.code)),
         "modules": {name: files.sha256(ast.dump(_tree(path)).encode()) for name, path in sorted(modules.items())},
@@ -171,7 +171,7 @@ def resolve(text: str) -> Path:
 
 
 def existing(name: str, value: str) -> Path:
-    """The file or folder that a ``real_…`` parameter names.
+    """The file or folder that a ``real_…`` or ``recorded_…`` parameter names.
 
     Raises:
         ParameterError: there is none.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -57,6 +59,11 @@ def test_methods_are_equivalent_only_within_the_margin() -> None:
     found = effects.differences(table, margin=0.25).set_index(["one", "other"])
     assert found.equivalent.to_dict() == {("apa", "ppo"): True, ("apa", "p3o"): False, ("ppo", "p3o"): False}
     assert not effects.differences(table, margin=0.01).equivalent.any()
+    gap, last = effects.largest_gap(table.replace("start", "dpo")), found.loc[("apa", "p3o")]
+    assert gap.value == pytest.approx(max(abs(found.value)))
+    assert gap.low < min(abs(last[["low", "high"]])) < gap.value
+    with pytest.raises(StarlingError, match="two online methods"):
+        effects.largest_gap(table[table.method == "apa"])
 
 
 def test_at_equal_divergence_a_method_is_read_between_its_trials() -> None:
@@ -67,7 +74,8 @@ def test_at_equal_divergence_a_method_is_read_between_its_trials() -> None:
         start.assign(method=name, changes=change, kl=kl, utility=start.utility + gain, reward=start.reward - gain)
         for name, change, kl, gain in arms
     ]
-    level, table = effects.at_equal_kl(pd.concat([start, *tried]))
+    best = start.assign(method="best of 3", kl=0.4, utility=start.utility + 9)
+    level, table = effects.at_equal_kl(pd.concat([start, *tried, best]))
     assert level == 2.25
     found = table.set_index(["method", "metric"]).value.to_dict()
     assert found == pytest.approx(
@@ -99,3 +107,45 @@ def test_a_table_that_is_not_whole_is_refused() -> None:
         effects.gains(table.drop(table.index[-1]))
     with pytest.raises(StarlingError, match="every method with every kind"):
         effects.variance_shares(study({("apa", "full"): 1.0, ("apa", "naive"): 0.0, ("ppo", "full"): 1.0}))
+
+
+def test_a_kept_table_is_read_and_its_chapters_told_apart(tmp_path: Path) -> None:
+    table = study({("apa", "full"): 0.5, ("apa", "noise"): 0.1, ("dpo", "full"): 0.0}, seeds=1)
+    trial = table.assign(split="validation", changes="lr=1e-4 steps=6")
+    switch = table[table.method == "apa"].assign(changes="lr=1e-4 kl=0")
+    imitation = table.assign(start="imitation")
+    path = tmp_path / "policy.parquet"
+    pd.concat([table, trial, switch, imitation], ignore_index=True).to_parquet(path)
+    found = effects.read(path)
+    methods = effects.of_methods(found)
+    assert set(methods.method) == {"start", "apa", "dpo"}
+    assert len(methods) == 3 * len(PROMPTS)
+    assert effects.trials(found).changes.unique().tolist() == ["lr=1e-4 steps=6"]
+    table.drop(columns=["kl", "labels"]).to_parquet(path)
+    with pytest.raises(StarlingError, match="lacks labels, kl"):
+        effects.read(path)
+
+
+def test_gains_by_several_metrics_are_told_for_online_methods() -> None:
+    table = study({("apa", "full"): 0.5, ("dpo", "full"): 0.1})
+    found = effects.gains_of(table, {"utility": "rubric", "reward": "reward"})
+    assert found.groupby("method").metric.apply(list).to_dict() == {
+        "apa": ["rubric", "reward"],
+        "dpo": ["rubric", "reward"],
+    }
+    assert list(effects.online(found, "reward")) == ["apa"]
+    gain = effects.online(found, "reward")["apa"]
+    assert gain.value == pytest.approx(2 * effects.online(found, "rubric")["apa"].value)
+    assert gain.low < 1.0 < gain.high
+    assert gain.n == len(PROMPTS)
+
+
+def test_every_methods_frontier_begins_at_the_start_model() -> None:
+    one, other = (study({("apa", "full"): gain}, seeds=1).assign(changes=f"lr={gain}") for gain in (0.5, 1.0))
+    table = pd.concat([one, other[other.method == "apa"].assign(kl=6.0)])
+    found = effects.frontier(table, "utility")
+    assert found.method.to_list() == ["apa"] * 3
+    assert found.kl.to_list() == [0.0, 3.0, 6.0]
+    assert found.value[0] == found.low[0] == found.high[0] == 0.0
+    assert found.value[1:].to_list() == pytest.approx([0.5, 1.0], abs=0.2)
+    assert (found.low[1:] > 0).all()
