@@ -81,7 +81,7 @@ def by_us(lm: LM, objective: Any, asked: argparse.Namespace) -> Steps:
     class Rule:
         """Stands in the reward model's place; reads texts, as it has no template in common with the policy."""
 
-        chat = SimpleNamespace(template=None)
+        chat = SimpleNamespace(writes_like=lambda other: False)
 
         def score(self, conversations: Sequence[Any], batch: int) -> list[float]:
             return [liked(one[-1]["content"]) for one in conversations]
