@@ -123,8 +123,8 @@ def _mt_bench(plan: Plan, pair: Pair, judge: Judge) -> Iterator[Row]:
     for name, answers in found.answers.items():
         mt_bench_files.write_answers(folder / "model_answer" / f"{name}.jsonl", answers, model=name)
         prompt = "single-v1" if plan.official else mt_bench_files.OWN_PROMPT
-        told = {"model": name, "judge": judge.model, "prompt": prompt}
-        rows += mt_bench_files.judged(found.asked[name], found.said[name], **told)
+        asked, said = found.asked[name], found.said[name]
+        rows += mt_bench_files.judged(asked, said, model=name, judge=judge.model, prompt=prompt)
     files.write_jsonl(folder / "model_judgment" / f"{Path(judge.model).name}_single.jsonl", rows)
     yield from (("grade", name, getattr(found, name)) for name in ("start", "tuned", "change"))
 
