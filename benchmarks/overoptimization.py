@@ -27,9 +27,10 @@ from starling_nb.evaluation.overoptimization import goodhart
 from starling_nb.judge.connect import connect
 from starling_nb.models import LM
 from starling_nb.nectar import prompts
-from starling_nb.policy import arms, tuning
-from starling_nb.policy.arms import Ground
+from starling_nb.policy import tuning
 from starling_nb.policy.recipe import Recipe
+from starling_nb.policy.study import arms
+from starling_nb.policy.study.arms import Ground
 
 
 def kept(path: Path, make: pd.DataFrame | None = None) -> pd.DataFrame:

@@ -35,9 +35,10 @@ import pandas as pd
 from benchmarks import records
 from starling_nb import files, models, profiles, progress
 from starling_nb.errors import StarlingError
-from starling_nb.policy import arms, baselines, c_rlft, effects
-from starling_nb.policy.arms import Arm, Ground
+from starling_nb.policy.offline import baselines, c_rlft
 from starling_nb.policy.recipe import PUBLISHED, Recipe, TuningError
+from starling_nb.policy.study import arms, effects
+from starling_nb.policy.study.arms import Arm, Ground
 from starling_nb.reward import training
 from starling_nb.runner import manifest
 

@@ -108,7 +108,7 @@ def tune(
     from starling_nb.judge.connect import connect
     from starling_nb.policy import running
     from starling_nb.policy.recipe import made
-    from starling_nb.policy.rules import BatchRule, weighted
+    from starling_nb.policy.rewards.rules import BatchRule, weighted
 
     chosen, budget = made(recipe, objective, settings or ()), Budget(requests, None, dollars)
     asked = connect(judge, out / "ledger.sqlite", budget=budget, attempts=3) if judge else nullcontext()

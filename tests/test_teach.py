@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 from starling_nb import files, losses, progress, teach
 from starling_nb.cli import app
 from starling_nb.losses import ranking
-from starling_nb.policy import baselines
+from starling_nb.policy.offline import baselines
 from starling_nb.teach import exercise, sheets
 
 EVERY = {one.number: one for part in teach.exercises().values() for one in part}

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from starling_nb import losses
 from starling_nb.policy.hydra import Batch, Comparison, Hydra, collate
+from starling_nb.policy.parallel.sharing import ALONE, Team
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rollouts import Rollout
-from starling_nb.policy.sharing import ALONE, Team
 
 
 @dataclass(frozen=True)

@@ -16,11 +16,12 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import split_of
 from starling_nb.nectar.responses import making
-from starling_nb.policy import checkpoint, measure, tuning, vllm_rollouts
+from starling_nb.policy import checkpoint, measure, tuning
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe
+from starling_nb.policy.rewards.rules import Rule
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
-from starling_nb.policy.rules import Rule
+from starling_nb.policy.rollouts import vllm as vllm_rollouts
 from starling_nb.progress import named
 from starling_nb.reward import RewardModel
 from starling_nb.stats import paired_difference

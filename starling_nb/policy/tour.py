@@ -17,10 +17,10 @@ from starling_nb.models import LM
 from starling_nb.nectar import dataset
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import measure, tuning
-from starling_nb.policy.arms import direct
 from starling_nb.policy.dashboard import Dashboard
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
+from starling_nb.policy.study.arms import direct
 from starling_nb.reward import RewardModel
 from starling_nb.reward.comparisons import of_rows
 

@@ -2,7 +2,7 @@
 
 Sample from the policy, score with the reward model, then a few passes over the kept trunk states. The objectives
 differ only in the loss; everything else is shared, so a comparison between them compares the loss. Several processes
-share every step (:mod:`starling_nb.policy.sharing`) and end with the same weights.
+share every step (:mod:`starling_nb.policy.parallel.sharing`) and end with the same weights.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from accelerate import Accelerator
 from starling_nb import files, progress
 from starling_nb.models import LM, Sample, sample
 from starling_nb.nectar.prompts import Prompt, key
-from starling_nb.policy import guards, objectives, sharded
+from starling_nb.policy import guards, objectives
 from starling_nb.policy.experience import Minibatch, Scale, minibatches, scale_of, summary
 from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.parallel import sharded
+from starling_nb.policy.parallel.sharing import Team, everybodys
 from starling_nb.policy.recipe import Recipe, TuningError
+from starling_nb.policy.rewards.rules import Rule, added
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
-from starling_nb.policy.rules import Rule, added
-from starling_nb.policy.sharing import Team, everybodys
 from starling_nb.reward.model import RewardModel
 
 __all__ = ["Recipe", "Tuned", "TuningError", "tune"]
@@ -86,7 +87,7 @@ def tune(
     ``offsets`` holds, by prompt key, what is taken off every score of a prompt: a K-wise loss leaves a constant per
     prompt undecided, and that constant would only be noise here (:func:`starling_nb.reward.comparisons.offsets`).
     ``rules`` are added to the reward with their weights, in units of the score's spread. ``sampler`` takes the place of
-    :func:`starling_nb.models.sample` (:mod:`starling_nb.policy.vllm_rollouts`).
+    :func:`starling_nb.models.sample` (:mod:`starling_nb.policy.rollouts.vllm`).
 
     One record a step: reward (raw score), kl (nats a sequence, exact, summed over tokens), length (tokens),
     eos_rate, entropy (nats a token), value_loss, policy_loss, explained (share of the return's variance that the

@@ -13,7 +13,7 @@ from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.overoptimization import fits as goodhart_fits
 from starling_nb.evaluation.overoptimization import goodhart
 from starling_nb.evaluation.overoptimization.fits import Form
-from starling_nb.policy.baselines import best_of_n_kl
+from starling_nb.policy.offline.baselines import best_of_n_kl
 
 D = np.sqrt([best_of_n_kl(n) for n in (2, 4, 8, 16, 32, 64)])
 FORMS = ("best_of_n", "rl")

@@ -11,7 +11,7 @@ import pytest
 
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation import overoptimization as over
-from starling_nb.policy.baselines import best_of_n_kl
+from starling_nb.policy.offline.baselines import best_of_n_kl
 
 NAMES = ["proxy", "rubric"]
 

@@ -12,9 +12,10 @@ import toy
 from starling_nb import files
 from starling_nb.errors import StarlingError
 from starling_nb.nectar import dataset
-from starling_nb.policy import arms, c_rlft
-from starling_nb.policy.arms import Arm, Ground
+from starling_nb.policy.offline import c_rlft
 from starling_nb.policy.recipe import Recipe, TuningError
+from starling_nb.policy.study import arms
+from starling_nb.policy.study.arms import Arm, Ground
 from starling_nb.reward import training
 
 RECIPE = Recipe(

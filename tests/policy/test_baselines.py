@@ -16,7 +16,8 @@ from starling_nb import rubric
 from starling_nb.errors import StarlingError
 from starling_nb.models import Sample
 from starling_nb.nectar import prompts
-from starling_nb.policy import baselines, measure
+from starling_nb.policy import measure
+from starling_nb.policy.offline import baselines
 from starling_nb.policy.rollouts import Rollout
 from starling_nb.reward.comparisons import Comparison
 

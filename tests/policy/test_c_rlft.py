@@ -14,9 +14,10 @@ import toy
 from starling_nb.chat import ChatFormat
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
-from starling_nb.policy import c_rlft, offline, tuning
-from starling_nb.policy.c_rlft import Demonstration, Recipe, classes, demonstrations, tune
+from starling_nb.policy import offline, tuning
 from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.offline import c_rlft
+from starling_nb.policy.offline.c_rlft import Demonstration, Recipe, classes, demonstrations, tune
 from starling_nb.policy.rollouts import RewardOnTrunk, collect
 from starling_nb.reward import RewardModel
 from starling_nb.reward.scoring import fresh, prepare

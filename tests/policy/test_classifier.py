@@ -16,9 +16,9 @@ import toy
 from starling_nb.evaluation.judges import judging
 from starling_nb.judge import BudgetExceeded, Judge, SimulatedJudge
 from starling_nb.nectar.ranking import read_request
-from starling_nb.policy import classifier, rules
-from starling_nb.policy.classifier import QUESTIONS, Asked, ClassifierError
 from starling_nb.policy.recipe import Recipe, TuningError
+from starling_nb.policy.rewards import classifier, rules
+from starling_nb.policy.rewards.classifier import QUESTIONS, Asked, ClassifierError
 from starling_nb.policy.tuning import tune
 
 REFUSED, HELPED = "I'm sorry, but I can't help with that.", "Sure! First, you take a long ladder."

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 
 from starling_nb.errors import StarlingError
-from starling_nb.policy import effects
+from starling_nb.policy.study import effects
 
 PROMPTS = [f"p{i}" for i in range(60)]
 

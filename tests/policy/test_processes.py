@@ -21,8 +21,10 @@ import processes
 import toy
 from starling_nb import losses
 from starling_nb.models import LM
-from starling_nb.policy import c_rlft, experience, offline, sharded, sharing, tuning
+from starling_nb.policy import experience, offline, tuning
 from starling_nb.policy.hydra import Hydra, collate
+from starling_nb.policy.offline import c_rlft
+from starling_nb.policy.parallel import sharded, sharing
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.tuning import tune
 from starling_nb.reward.model import Reading

@@ -6,8 +6,8 @@ import pytest
 
 import toy
 from starling_nb.models import Sample
-from starling_nb.policy import rules
 from starling_nb.policy.recipe import TuningError
+from starling_nb.policy.rewards import rules
 from starling_nb.policy.rollouts import Rollout
 
 

@@ -23,10 +23,11 @@ import toy
 from starling_nb import models
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM, ModelError, Sample
-from starling_nb.policy import running, tuning, vllm_rollouts
+from starling_nb.policy import running, tuning
 from starling_nb.policy.recipe import Recipe
+from starling_nb.policy.rollouts import vllm as vllm_rollouts
+from starling_nb.policy.rollouts.vllm import keep_states, start
 from starling_nb.policy.running import Plan
-from starling_nb.policy.vllm_rollouts import keep_states, start
 
 
 @dataclass

@@ -16,7 +16,7 @@ import pandas as pd
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.overoptimization.fits import Floats, Form, Stop, fit, stop
 from starling_nb.evaluation.tables import need
-from starling_nb.policy.baselines import best_of_n, best_of_n_kl
+from starling_nb.policy.offline.baselines import best_of_n, best_of_n_kl
 from starling_nb.stats import mean_interval
 
 
@@ -85,8 +85,9 @@ def whole(answers: pd.DataFrame, measures: Sequence[str], least: int = 1) -> tup
 def chosen(answers: pd.DataFrame, proxy: str, measures: Sequence[str], ns: Sequence[int]) -> Curve:
     """Gains of the best of n answers by ``proxy``, over one answer, for each n.
 
-    Each is the mean over all choices of n of a prompt's answers (:func:`starling_nb.policy.baselines.best_of_n`), not
-    over some drawn ones; the divergence is log n − (n − 1) / n, an upper bound (Beirami et al. 2024, arXiv 2401.01879).
+    Each is the mean over all choices of n of a prompt's answers
+    (:func:`starling_nb.policy.offline.baselines.best_of_n`), not over some drawn ones; the divergence is
+    log n − (n − 1) / n, an upper bound (Beirami et al. 2024, arXiv 2401.01879).
 
     Args:
         answers: of the start model, at least the largest n a prompt.

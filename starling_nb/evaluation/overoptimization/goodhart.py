@@ -24,8 +24,8 @@ from starling_nb.judge import Judge, Request, fences
 from starling_nb.models import LM, shallow
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import measure
-from starling_nb.policy.baselines import best_of_n_kl, extrapolate
 from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.offline.baselines import best_of_n_kl, extrapolate
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, shared_blocks
 from starling_nb.reward import RewardModel, comparisons, heads, scoring
 from starling_nb.stats import Interval, mean_interval, proportion_interval

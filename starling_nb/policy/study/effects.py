@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from starling_nb.errors import StarlingError
 from starling_nb.files import rng
-from starling_nb.policy.arms import ONLINE
+from starling_nb.policy.study.arms import ONLINE
 from starling_nb.stats import Interval, crossed_interval, mean_interval
 
 ARM = ["method", "labels", "start", "changes"]

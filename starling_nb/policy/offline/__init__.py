@@ -18,9 +18,9 @@ from torch import Tensor
 from starling_nb import files, losses
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
-from starling_nb.policy import sharded
 from starling_nb.policy.hydra import Batch, Hydra, collate
-from starling_nb.policy.sharing import Team
+from starling_nb.policy.parallel import sharded
+from starling_nb.policy.parallel.sharing import Team
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.scoring import Prepared
 

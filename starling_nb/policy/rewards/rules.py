@@ -7,8 +7,8 @@ from typing import Protocol, runtime_checkable
 
 from starling_nb.chat import Message
 from starling_nb.judge import Judge
-from starling_nb.policy.classifier import QUESTIONS, Asked
 from starling_nb.policy.recipe import TuningError
+from starling_nb.policy.rewards.classifier import QUESTIONS, Asked
 from starling_nb.policy.rollouts import Rollout
 from starling_nb.rubric import form, refusal
 from starling_nb.rubric.text import Text
@@ -43,7 +43,7 @@ def weighted(texts: Sequence[str], judge: Judge | None = None) -> dict[str, tupl
     """Rules by name with their weights, from ``name=weight``.
 
     Names are those of :data:`RULES`, of the questions that ``judge`` is asked about every answer
-    (:data:`starling_nb.policy.classifier.QUESTIONS`), or ``ask:`` and a question of one's own.
+    (:data:`starling_nb.policy.rewards.classifier.QUESTIONS`), or ``ask:`` and a question of one's own.
 
     Raises:
         TuningError: an unknown rule, a question without a judge, or a weight that is no number.
@@ -75,7 +75,7 @@ def added(rules: Mapping[str, tuple[float, Rule]], rollouts: Sequence[Rollout]) 
     """Give every rollout what all rules together add to its reward, ``by_rule``.
 
     Raises:
-        StarlingError: as :meth:`starling_nb.policy.classifier.Asked.of_all`.
+        StarlingError: as :meth:`starling_nb.policy.rewards.classifier.Asked.of_all`.
     """
     conversations, answers = [r.prompt.messages for r in rollouts], [r.text for r in rollouts]
     sums = [0.0] * len(rollouts)

@@ -18,9 +18,10 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM, shallow
 from starling_nb.nectar import prompts
 from starling_nb.nectar.prompts import Prompt
-from starling_nb.policy import c_rlft, checkpoint, measure, offline, tuning
-from starling_nb.policy.baselines import extrapolate
+from starling_nb.policy import checkpoint, measure, offline, tuning
 from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.offline import c_rlft
+from starling_nb.policy.offline.baselines import extrapolate
 from starling_nb.policy.recipe import Recipe, parsed
 from starling_nb.policy.rollouts import RewardOnTrunk
 from starling_nb.reward import RewardModel, comparisons, scoring, training

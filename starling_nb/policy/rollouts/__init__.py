@@ -111,7 +111,7 @@ def collect(
     """Sample one answer for each prompt under the ids given (one name an answer, not a prompt).
 
     ``sampler`` is :func:`starling_nb.models.sample` or takes the same arguments
-    (:class:`starling_nb.policy.vllm_rollouts.Sampler`).
+    (:class:`starling_nb.policy.rollouts.vllm.Sampler`).
     """
     samples = sampler(
         lm,

@@ -22,7 +22,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.policy.hydra import Batch, Hydra, collate
 from starling_nb.policy.offline import Report, Run, descend, sequence
-from starling_nb.policy.sharing import Team
+from starling_nb.policy.parallel.sharing import Team
 from starling_nb.reward.comparisons import Comparison, only
 from starling_nb.reward.scoring import Prepared, prepare
 

@@ -1,0 +1,1 @@
+"""Several processes behind one run: what they tell each other, and weights in shards."""
