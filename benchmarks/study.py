@@ -36,10 +36,10 @@ from benchmarks import records
 from starling_nb import files, models, profiles, progress
 from starling_nb.errors import StarlingError
 from starling_nb.policy.offline import baselines, c_rlft
-from starling_nb.policy.recipe import PUBLISHED, Recipe, TuningError
+from starling_nb.policy.recipe import PARTS, PUBLISHED, SCALED, Recipe, TuningError
 from starling_nb.policy.study import arms, effects
 from starling_nb.policy.study.arms import Arm, Ground
-from starling_nb.reward import training
+from starling_nb.reward import comparisons, training
 from starling_nb.runner import manifest
 
 SEEDS = (0, 1, 2)
@@ -47,16 +47,6 @@ TRIAL_SEED = 100
 RATES = ("2e-4", "4e-4")
 TRIAL = "steps=6"
 METHODS = (*arms.ONLINE, "dpo")
-PARTS = {
-    "target": ("anchor", "lam", "whiten"),
-    "baseline": ("centre", "answers"),
-    "scale": ("scale", "score_clip", "kl"),
-    "ending": ("missing_eos", "hide_eos"),
-    "critic": ("gae_lambda", "foresee", "value_clip", "critic_warmup", "critic_gate"),
-}
-"""Switches of the published recipe that make one decision together."""
-SCALED = ("lr", "value_lr", "epochs", "trainable")
-"""Switches of the published recipe that belong to its size, and stay ours."""
 ROWS = {"final": (), "naive": ("--set", "01.variant=naive")}
 KEPT = [*effects.ARM, "split", "seed", "prompt_id"]
 IMITATION = c_rlft.Recipe.best_answers(lr=1e-4)
@@ -191,8 +181,10 @@ def gather(folder: Path, profile: str) -> None:
     found = [arm for arm in every if _kept(folder, arm).exists()]
     tables = [pd.read_parquet(_kept(folder, arm)) for arm in found]
     tables += [best(table) for arm, table in zip(found, tables, strict=True) if arm.method == "start"]
+    tables.append(demonstrated(folder, profile))
     numbers = ["utility", "facts", "words", "eos", "reward", "kl"]
-    means = pd.concat([table.groupby(KEPT, sort=False)[numbers].mean().reset_index() for table in tables])
+    every_column = [table.reindex(columns=[*KEPT, *numbers]) for table in tables]
+    means = pd.concat([table.groupby(KEPT, sort=False)[numbers].mean().reset_index() for table in every_column])
     out = records.FOLDER / "study"
     out.mkdir(exist_ok=True)
     with files.replacing(out / "policy.parquet") as part:
@@ -211,6 +203,15 @@ def best(start: pd.DataFrame) -> pd.DataFrame:
     place = start.groupby("prompt_id", sort=False).reward.idxmax()
     n = len(start) // len(place)
     return start.loc[place].assign(method=f"best of {n}", kl=baselines.best_of_n_kl(n))
+
+
+def demonstrated(folder: Path, profile: str) -> pd.DataFrame:
+    """What the data set's first-ranked answers to test prompts are worth, as rows of an arm; the same for all seeds."""
+    common = ground(folder, profile)
+    found = baselines.best_demonstrations(common.prompts("test"), comparisons.load(common.rows["final"]))
+    rows = found.rename(columns={"by_rank": "utility"})[["prompt_id", "utility"]]
+    arm = {"method": effects.DEMONSTRATION, "labels": "full", "start": "chat", "changes": "", "split": "test"}
+    return pd.concat([rows.assign(**arm, seed=seed) for seed in SEEDS])
 
 
 def main() -> None:

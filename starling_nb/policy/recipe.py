@@ -126,6 +126,16 @@ PUBLISHED: tuple[tuple[str, Any, str], ...] = (
     ("hide_eos", True, "padding and end of turn are one token there, and the mask hides both"),
 )
 """Switch, published value, remark. Facts from the released ``mistral_apa.py`` and the code it runs."""
+SCALED = ("epochs", "lr", "value_lr", "trainable")
+"""Switches of the published recipe that belong to its size; a run of another size keeps its own."""
+PARTS = {
+    "target": ("anchor", "lam", "whiten"),
+    "baseline": ("centre", "answers"),
+    "scale": ("scale", "score_clip", "kl"),
+    "ending": ("missing_eos", "hide_eos"),
+    "critic": ("gae_lambda", "foresee", "value_clip", "critic_warmup", "critic_gate"),
+}
+"""Switches of the published recipe that make one decision together."""
 
 
 def switches() -> list[dict[str, Any]]:

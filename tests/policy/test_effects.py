@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from starling_nb.errors import StarlingError
+from starling_nb.policy.recipe import PARTS
 from starling_nb.policy.study import effects
 
 PROMPTS = [f"p{i}" for i in range(60)]
@@ -83,16 +84,6 @@ def test_at_equal_divergence_a_method_is_read_between_its_trials() -> None:
     )
 
 
-def test_variance_goes_to_what_was_planted() -> None:
-    worth = {(m, x): 1.0 * (x == "full") + 0.1 * (m == "apa") for m in ("apa", "ppo", "p3o") for x in ("full", "naive")}
-    shares = effects.variance_shares(study(worth)).set_index("part")
-    assert shares.value["labels"] > 0.9
-    assert shares.value["labels"] > shares.value["method"] > shares.value["labels × method"]
-    assert (shares.low <= shares.value + 0.02).all()
-    nothing = effects.variance_shares(study(dict.fromkeys(worth, 0.2), noise=1.0)).set_index("part")
-    assert abs(nothing.value["labels"]) < 0.3
-
-
 def test_the_best_trial_of_each_method_is_chosen() -> None:
     one = study({("apa", "full"): 0.1, ("ppo", "full"): 0.4}, seeds=1)
     other = study({("apa", "full"): 0.6, ("ppo", "full"): 0.0}, seeds=1).assign(changes="lr=2e-4")
@@ -105,8 +96,6 @@ def test_a_table_that_is_not_whole_is_refused() -> None:
         effects.gains(pd.concat([table, table]))
     with pytest.raises(StarlingError, match="other prompts"):
         effects.gains(table.drop(table.index[-1]))
-    with pytest.raises(StarlingError, match="every method with every kind"):
-        effects.variance_shares(study({("apa", "full"): 1.0, ("apa", "naive"): 0.0, ("ppo", "full"): 1.0}))
 
 
 def test_a_kept_table_is_read_and_its_chapters_told_apart(tmp_path: Path) -> None:
@@ -117,7 +106,7 @@ def test_a_kept_table_is_read_and_its_chapters_told_apart(tmp_path: Path) -> Non
     path = tmp_path / "policy.parquet"
     pd.concat([table, trial, switch, imitation], ignore_index=True).to_parquet(path)
     found = effects.read(path)
-    methods = effects.of_methods(found)
+    methods = effects.chapter(found)
     assert set(methods.method) == {"start", "apa", "dpo"}
     assert len(methods) == 3 * len(PROMPTS)
     assert effects.trials(found).changes.unique().tolist() == ["lr=1e-4 steps=6"]
@@ -149,3 +138,60 @@ def test_every_methods_frontier_begins_at_the_start_model() -> None:
     assert found.value[0] == found.low[0] == found.high[0] == 0.0
     assert found.value[1:].to_list() == pytest.approx([0.5, 1.0], abs=0.2)
     assert (found.low[1:] > 0).all()
+
+
+def of_every_kind() -> pd.DataFrame:
+    """Arms that differ from APA and DPO in one thing each: labels, start, blocks, switches."""
+    table = study({("apa", "full"): 0.5, ("dpo", "full"): 0.1, ("best of 3", "full"): 0.3}, noise=0.1)
+    apa = table[table.method == "apa"]
+    moved = [
+        apa.assign(labels="noise", utility=apa.utility - 0.4),
+        table.assign(start="imitation", utility=table.utility + 0.2),
+        apa.assign(changes="lr=1e-4 trainable=lora:8"),
+        apa.assign(changes="lr=1e-4 anchor=rollout lam=1.0 whiten=false", utility=apa.utility - 0.3),
+        apa.assign(changes=" ".join(f"{name}=0" for names in PARTS.values() for name in names)),
+        apa.assign(method="expo", utility=apa.utility + 0.1),
+        apa.assign(method=effects.DEMONSTRATION, utility=9.0, kl=np.nan, changes=""),
+    ]
+    return pd.concat([table, *moved], ignore_index=True)
+
+
+def test_each_chapter_holds_the_arms_that_differ_in_its_one_thing() -> None:
+    def held(varied: str) -> set[tuple[str, str]]:
+        found = effects.chapter(of_every_kind(), varied)
+        column = {"method": "split", "trainable": "changes", "switches": "changes"}.get(varied, varied)
+        return set(zip(found.method, found[column].map(effects.further), strict=True))
+
+    assert {method for method, _ in held("method")} == {"start", "apa", "dpo", "best of 3", "expo"}
+    assert held("labels") == {("start", "full"), ("apa", "full"), ("apa", "noise")}
+    either = {(m, s) for m in ("start", "apa", "dpo", "best of 3") for s in ("chat", "imitation")}
+    assert held("start") == {*either, (effects.DEMONSTRATION, "chat")}
+    assert held("trainable") == {("start", ""), ("apa", ""), ("apa", "trainable=lora:8")}
+    assert len(held("switches")) == 4
+    with pytest.raises(StarlingError, match="choose one of method, labels"):
+        effects.chapter(of_every_kind(), "label")
+
+
+def test_gains_are_told_over_the_model_that_an_arm_began_with() -> None:
+    starts = effects.chapter(of_every_kind(), "start")
+    over_chat = effects.gains(starts).set_index(["method", "start"]).value
+    own = effects.from_own_start(starts).set_index(["method", "start"])
+    assert over_chat["start", "imitation"] == pytest.approx(0.2, abs=1e-9)
+    assert over_chat["apa", "imitation"] == pytest.approx(over_chat["apa", "chat"] + 0.2)
+    assert own.index.to_list() == [("apa", "chat"), ("dpo", "chat"), ("apa", "imitation"), ("dpo", "imitation")]
+    assert own.value.to_numpy() == pytest.approx(np.tile([over_chat["apa", "chat"], over_chat["dpo", "chat"]], 2))
+
+
+def test_parts_of_the_recipe_are_told_by_name_beside_the_plain_arm() -> None:
+    switches = effects.chapter(of_every_kind(), "switches")
+    plain = switches[switches.changes == "lr=1e-4"]
+    found = effects.named(effects.gains(switches, base=plain[plain.method == "apa"]), "changes")
+    assert found.method.to_list() == ["apa, target", "apa, all of them"]
+    assert found.value.to_list() == pytest.approx([-0.3, 0.0], abs=1e-9)
+    blocks = effects.named(effects.gains(effects.chapter(of_every_kind(), "trainable")), "changes")
+    assert blocks.method.to_list() == ["apa", "apa, trainable=lora:8"]
+
+
+def test_only_trained_methods_are_set_against_each_other() -> None:
+    pairs = effects.differences(effects.chapter(of_every_kind()), margin=0.25)
+    assert list(zip(pairs.one, pairs.other, strict=True)) == [("apa", "dpo")]

@@ -17,11 +17,13 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starling_nb.errors import StarlingError
-from starling_nb.files import rng
+from starling_nb.policy.recipe import PARTS
 from starling_nb.policy.study.arms import ONLINE
 from starling_nb.stats import Interval, crossed_interval, mean_interval
 
 ARM = ["method", "labels", "start", "changes"]
+DEMONSTRATION = "best demonstration"
+"""Method of the rows that grade the data set's best-ranked answers as if a policy had given them."""
 Floats = NDArray[np.float64]
 
 
@@ -37,10 +39,57 @@ def read(path: Path) -> pd.DataFrame:
     return study
 
 
-def of_methods(study: pd.DataFrame) -> pd.DataFrame:
-    """Test rows of the arms that differ from one another in their method, and its learning rate, only."""
-    plain = (study.labels == "full") & (study.start == "chat") & (study.changes.str.count("=") <= 1)
-    return study[plain & (study.split == "test")]
+def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
+    """Test rows of the start model and of arms that differ in one way at most from plain ones, which are of all labels,
+    from the chat model, with a learning rate for their only change.
+
+    Args:
+        study: from :func:`read`.
+        varied: ``method`` keeps the plain arms of every method. ``labels``, ``start``, ``trainable`` and ``switches``
+            (every other switch of the recipe) add the arms that differ in it, and keep the methods that have such arms;
+            beside starts stand the data set's best demonstrations.
+
+    Raises:
+        StarlingError: another ``varied``.
+    """
+    own = study.changes.map(further)
+    blocks = own.str.startswith("trainable=")
+    differs = {
+        "labels": study.labels != "full",
+        "start": study.start != "chat",
+        "trainable": blocks,
+        "switches": (own != "") & ~blocks,
+    }
+    if varied not in ("method", *differs):
+        raise StarlingError(f"varied = {varied!r}: choose one of method, {', '.join(differs)}")
+    others = pd.concat([found for name, found in differs.items() if name != varied], axis=1).any(axis=1)
+    rows = study[~others & (study.split == "test")]
+    if varied == "method":
+        return rows[rows.method != DEMONSTRATION]
+    beside = {"start", DEMONSTRATION} if varied == "start" else {"start"}
+    return rows[rows.method.isin(beside | set(rows.method[differs[varied]]))]
+
+
+def further(changes: str) -> str:
+    """What an arm changes besides its learning rate."""
+    return " ".join(one for one in changes.split() if not one.startswith("lr="))
+
+
+def named(gains: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    """``gains`` whose ``method`` says what tells its rows apart: the method and these columns; for figures."""
+    told = gains[list(columns)].copy()
+    if "changes" in told:
+        told["changes"] = told.changes.map(_part)
+    words = pd.concat([gains.method, told], axis=1).astype(str)
+    return gains.assign(method=[", ".join(word for word in row if word) for row in words.to_numpy()])
+
+
+def _part(changes: str) -> str:
+    """The name of the part of the recipe that an arm has changed, or what it changed."""
+    own = further(changes)
+    switches = tuple(one.partition("=")[0] for one in own.split())
+    parts = {names: part for part, names in PARTS.items()}
+    return parts.get(switches, own if len(switches) < 2 else "all of them")
 
 
 def trials(study: pd.DataFrame) -> pd.DataFrame:
@@ -62,12 +111,18 @@ def matrix(arm: pd.DataFrame, column: str) -> pd.DataFrame:
     return table
 
 
-def gains(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
-    """Change of ``column`` from the chat model, a row an arm: ARM, value, low, high, n, seeds, kl (nats a sequence)."""
-    chat = (study.method == "start") & (study.start == "chat")
-    start = matrix(study[chat], column)
+def gains(study: pd.DataFrame, column: str = "utility", base: pd.DataFrame | None = None) -> pd.DataFrame:
+    """Change of ``column`` from the rows of one arm, ``base`` (the chat model), less ``base``, chat model.
+
+    Columns: ARM, value, low, high, n, seeds, kl (nats a sequence).
+    """
+    if base is None:
+        base = study[(study.method == "start") & (study.start == "chat")]
+    start, own = matrix(base, column), set(map(tuple, base[ARM].drop_duplicates().to_numpy()))
     rows = []
-    for names, arm in study[~chat].groupby(ARM, sort=False):
+    for names, arm in study.groupby(ARM, sort=False):
+        if names in own or (names[0] == "start" and names[2] == "chat"):
+            continue
         found = matrix(arm, column)
         change = crossed_interval((found - start.loc[found.index, found.columns]).to_numpy())
         told = {"seeds": found.shape[1], "kl": float(arm.kl.mean())}
@@ -75,9 +130,17 @@ def gains(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def gains_of(study: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+def from_own_start(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
+    """:func:`gains` of every arm over the model that it began with."""
+    trained = study[study.method.isin(["start", *ONLINE, "dpo"])]
+    parts = [gains(own, column, own[own.method == "start"]) for _, own in trained.groupby("start", sort=False)]
+    return pd.concat(parts, ignore_index=True)
+
+
+def gains_of(study: pd.DataFrame, metrics: Mapping[str, str], base: pd.DataFrame | None = None) -> pd.DataFrame:
     """:func:`gains` of several columns, each under its name in ``metrics``: its columns and ``metric``."""
-    return pd.concat([gains(study, column).assign(metric=name) for column, name in metrics.items()], ignore_index=True)
+    parts = [gains(study, column, base).assign(metric=name) for column, name in metrics.items()]
+    return pd.concat(parts, ignore_index=True)
 
 
 def online(gains: pd.DataFrame, metric: str) -> dict[str, Interval]:
@@ -88,12 +151,12 @@ def online(gains: pd.DataFrame, metric: str) -> dict[str, Interval]:
 
 
 def differences(study: pd.DataFrame, margin: float, column: str = "utility") -> pd.DataFrame:
-    """Methods against each other, a row a pair: one, other, value, low, high (90 %), n, equivalent.
+    """Trained methods against each other, a row a pair: one, other, value, low, high (90 %), n, equivalent.
 
     Two one-sided tests at 5 % (Schuirmann 1987): ``equivalent`` where the 90 % interval lies within ``margin``, which
     has to be fixed before the data are seen.
     """
-    arms = {name: matrix(arm, column) for name, arm in study.groupby("method", sort=False) if name != "start"}
+    arms = {name: matrix(arm, column) for name, arm in study.groupby("method", sort=False) if name in (*ONLINE, "dpo")}
     rows = []
     for one, other in combinations(arms, 2):
         gap = crossed_interval((arms[one] - arms[other]).to_numpy(), level=0.9)
@@ -167,50 +230,6 @@ def frontier(trials: pd.DataFrame, column: str) -> pd.DataFrame:
         arms = [start, *(arm.set_index("prompt_id") for _, arm in part.groupby("changes"))]
         rows += [{"method": name, **point(arm)} for arm in arms]
     return pd.DataFrame(rows)
-
-
-def variance_shares(study: pd.DataFrame, column: str = "utility", draws: int = 2000, seed: int = 0) -> pd.DataFrame:
-    """What part of the differences between arms is due to what: part, value, low, high, n.
-
-    ω² of a balanced design labels × method × seed on the arms' means (Olejnik & Algina 2003), which, unlike a share of
-    squares, is near 0 where there is no effect; intervals by resampling prompts.
-
-    Raises:
-        StarlingError: an arm of the design is missing.
-    """
-    arms = study[study.method != "start"]
-    names = [list(dict.fromkeys(arms[factor])) for factor in ("labels", "method", "seed")]
-    cells = arms.groupby(["labels", "method"], sort=False)
-    if cells.ngroups != len(names[0]) * len(names[1]):
-        raise StarlingError("shares of variance need every method with every kind of labels: finish the study first")
-    every = {name: matrix(part, column) for name, part in cells}
-    table = np.stack([np.stack([every[a, b].to_numpy() for b in names[1]]) for a in names[0]])
-    prompts = table.shape[2]
-    weights = rng(seed, "variance shares").multinomial(prompts, np.full(prompts, 1 / prompts), draws) / prompts
-    drawn = _omegas(np.einsum("dp,abps->dabs", weights, table))
-    low, high = np.quantile(drawn, [0.025, 0.975], axis=0)
-    value = _omegas(table.mean(2)[None])[0]
-    parts = ("labels", "method", "labels × method", "seed")
-    return pd.DataFrame({"part": parts, "value": value, "low": low, "high": high, "n": prompts})
-
-
-def _omegas(means: Floats) -> Floats:
-    """ω² of labels, method, both together and seed ``[draws, 4]``, from ``[draws, labels, methods, seeds]``."""
-    _, a, b, s = means.shape
-    whole = means.mean((1, 2, 3), keepdims=True)
-    by_a, by_b, by_s = (means.mean(axes, keepdims=True) for axes in ((2, 3), (1, 3), (1, 2)))
-    by_ab = means.mean(3, keepdims=True)
-    squares = [
-        b * s * ((by_a - whole) ** 2).sum((1, 2, 3)),
-        a * s * ((by_b - whole) ** 2).sum((1, 2, 3)),
-        s * ((by_ab - by_a - by_b + whole) ** 2).sum((1, 2, 3)),
-        a * b * ((by_s - whole) ** 2).sum((1, 2, 3)),
-    ]
-    freedom = [a - 1, b - 1, (a - 1) * (b - 1), s - 1]
-    rest = ((means - by_ab - by_s + whole) ** 2).sum((1, 2, 3)) / ((a * b - 1) * (s - 1))
-    total = ((means - whole) ** 2).sum((1, 2, 3)) + rest
-    found: Floats = np.stack([(x - df * rest) / total for x, df in zip(squares, freedom, strict=True)], axis=1)
-    return found
 
 
 def best_rate(trials: pd.DataFrame, column: str = "utility") -> dict[str, str]:

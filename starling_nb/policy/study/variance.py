@@ -1,0 +1,83 @@
+"""What part of the differences between a study's arms is due to what: labels, method, both together, chance.
+
+Squares of effects that were measured on some prompts are too large by the noise of those prompts, the more the smaller
+the effect is. So an effect is multiplied with itself on *another* prompt, and, for what seeds share, in another seed:
+means over such pairs are unbiased (Hoeffding 1948, U-statistics), and that of an effect that is nothing is often
+negative. Resampling prompts would put the noise back in.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from starling_nb.errors import StarlingError
+from starling_nb.policy.study.effects import matrix
+
+PARTS = ["labels", "method", "labels × method", "seed", "labels minus method"]
+Floats = NDArray[np.float64]
+
+
+def parts(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
+    """Of the variance between arms' true means, how much is due to what: part, value, low, high, n, share.
+
+    Of arms labels × method × seed. Intervals by the jackknife over prompts and over seeds, quantiles as in
+    :func:`starling_nb.stats.crossed_interval`; in simulations of 138 prompts and 3 seeds they cover 95 to 100 %.
+
+    Returns:
+        Rows labels, method, labels × method, seed (all that seeds do), and labels minus method; value in squared units
+        of ``column``; share of the sum of the first four, without an interval: where arms hardly differ it says nothing
+        (NaN where that sum is not above 0).
+
+    Raises:
+        StarlingError: an arm of the design is missing, or there are fewer than three seeds.
+    """
+    arms = study[study.method != "start"]
+    names = [list(dict.fromkeys(arms[factor])) for factor in ("labels", "method")]
+    every = {name: matrix(part, column) for name, part in arms.groupby(["labels", "method"], sort=False)}
+    if len(every) != len(names[0]) * len(names[1]) or arms.seed.nunique() < 3:
+        raise StarlingError(
+            "parts of variance need every method with every kind of labels, three seeds or more: finish the study"
+        )
+    table = np.stack([np.stack([every[a, b].to_numpy() for b in names[1]]) for a in names[0]])
+    value, prompts = _parts(table), table.shape[2]
+    by_prompt, by_seed = (_jackknife(table, axis) for axis in (2, 3))
+    both = by_prompt + by_seed
+    quantiles = (by_prompt * _quantile(prompts) + by_seed * _quantile(table.shape[3])) / np.where(both > 0, both, 1)
+    half = quantiles * np.sqrt(both)
+    whole = value[:4].sum()
+    share = value / whole if whole > 0 else np.full(len(PARTS), np.nan)
+    told = {"value": value, "low": value - half, "high": value + half, "n": prompts, "share": share}
+    return pd.DataFrame({"part": PARTS, **told})
+
+
+def _parts(table: Floats) -> Floats:
+    """Variance of arms' means by labels, method, both, seed, and labels less method, of ``[labels, methods, prompts,
+    seeds]``; each a mean over pairs of different prompts."""
+    prompts, seeds = table.shape[2:]
+    by_labels, by_method = (table.mean(axis, keepdims=True) - table.mean((0, 1), keepdims=True) for axis in (1, 0))
+    by_both = table - table.mean((0, 1), keepdims=True) - by_labels - by_method
+
+    def shared(effect: Floats) -> float:
+        same = (effect.sum(3) ** 2).sum(2) + (effect.sum(2) ** 2).sum(2) - (effect**2).sum((2, 3))
+        pairs = prompts * (prompts - 1) * seeds * (seeds - 1)
+        return float(((effect.sum((2, 3)) ** 2 - same) / pairs).mean())
+
+    apart = table - table.mean((0, 1, 3), keepdims=True)
+    whole = float(((apart.sum(2) ** 2 - (apart**2).sum(2)) / (prompts * (prompts - 1))).mean())
+    labels, method, both = (shared(effect) for effect in (by_labels, by_method, by_both))
+    return np.array([labels, method, both, whole - labels - method - both, labels - method])
+
+
+def _jackknife(table: Floats, axis: int) -> Floats:
+    """Variance of each of :func:`_parts`, from leaving out one of ``axis`` at a time (Tukey 1958)."""
+    n = table.shape[axis]
+    left = np.stack([_parts(np.delete(table, i, axis)) for i in range(n)])
+    found: Floats = (n - 1) / n * ((left - left.mean(0)) ** 2).sum(0)
+    return found
+
+
+def _quantile(n: int) -> float:
+    return float(stats.t.ppf(0.975, n - 1))

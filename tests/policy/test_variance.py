@@ -1,0 +1,90 @@
+"""What arms differ by: planted parts come back without bias, and their intervals hold the truth."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from numpy.typing import NDArray
+
+from starling_nb.errors import StarlingError
+from starling_nb.policy.study import variance
+
+LABELS, METHODS, SEEDS, PROMPTS = ("full", "noise", "naive"), ("apa", "ppo", "p3o"), 3, 60
+
+
+def drawn(labels: float, method: float, seed: float, random: np.random.Generator) -> NDArray[np.float64]:
+    """Means ``[labels, methods, prompts, seeds]``: both effects even over their levels, of prompts that disagree."""
+    by_labels, by_method = (np.linspace(-1, 1, 3) * size for size in (labels, method))
+    table = by_labels[:, None, None, None] + by_method[None, :, None, None]
+    for shape, spread in (((3, 1, PROMPTS, 1), 0.4), ((1, 3, PROMPTS, 1), 0.4), ((3, 3, PROMPTS, 3), 0.8)):
+        table = table + random.normal(0, spread, shape)
+    found: NDArray[np.float64] = table + random.normal(0, seed, (3, 3, 1, 3)) + random.normal(5, 2, (1, 1, PROMPTS, 1))
+    return found
+
+
+def study(table: NDArray[np.float64]) -> pd.DataFrame:
+    """The same as a study's rows."""
+    places = np.indices(table.shape).reshape(4, -1)
+    rows = {
+        "labels": [LABELS[i] for i in places[0]],
+        "method": [METHODS[i] for i in places[1]],
+        "prompt_id": places[2],
+        "seed": places[3],
+        "utility": table.ravel(),
+    }
+    return pd.DataFrame(rows)
+
+
+def plainly(table: NDArray[np.float64]) -> list[float]:
+    """The parts, pair by pair."""
+    whole = table.mean((0, 1))
+    by_labels, by_method = table.mean(1) - whole, table.mean(0) - whole
+    by_both = table - whole - by_labels[:, None] - by_method[None]
+    apart = table - table.mean((0, 1, 3))[None, None, :, None]
+    prompts, seeds = table.shape[2:]
+    pairs = [(p, q) for p in range(prompts) for q in range(prompts) if p != q]
+    turns = [(s, t) for s in range(seeds) for t in range(seeds) if s != t]
+
+    def shared(effect: NDArray[np.float64]) -> float:
+        return float(np.mean([(effect[..., p, s] * effect[..., q, t]).mean() for p, q in pairs for s, t in turns]))
+
+    every = float(np.mean([(apart[:, :, p] * apart[:, :, q]).mean() for p, q in pairs]))
+    labels, method, both = shared(by_labels), shared(by_method), shared(by_both)
+    return [labels, method, both, every - labels - method - both, labels - method]
+
+
+def test_parts_are_means_over_pairs_of_prompts_and_seeds() -> None:
+    table = drawn(0.5, 0.2, 0.1, np.random.default_rng(3))[:, :, :7]
+    found = variance.parts(study(table))
+    assert found.part.to_list() == variance.PARTS
+    assert found.value.to_numpy() == pytest.approx(plainly(table))
+    assert found.share[:4].sum() == pytest.approx(1)
+
+
+def test_parts_are_unbiased_and_their_intervals_hold_the_truth() -> None:
+    random, truth = np.random.default_rng(0), (0.15**2 - 0.05**2) * 2 / 3
+    found = [variance.parts(study(drawn(0.15, 0.05, 0.05, random))).set_index("part") for _ in range(60)]
+    gaps = [one.loc["labels minus method"] for one in found]
+    values = np.array([gap.value for gap in gaps])
+    assert abs(values.mean() - truth) < 3 * values.std() / np.sqrt(len(values))
+    assert np.mean([gap.low <= truth <= gap.high for gap in gaps]) >= 0.9
+    seeds = np.array([one.value["seed"] for one in found])
+    assert abs(seeds.mean() - 0.05**2) < 3 * seeds.std() / np.sqrt(len(seeds)) + 0.05**2 / 9
+
+
+def test_a_large_effect_is_seen_and_none_is_not() -> None:
+    random = np.random.default_rng(1)
+    large = variance.parts(study(drawn(0.8, 0.0, 0.05, random))).set_index("part")
+    assert large.low["labels minus method"] > 0
+    assert large.share["labels"] > 0.8
+    nothing = variance.parts(study(drawn(0.0, 0.0, 0.05, random))).set_index("part")
+    assert nothing.low["labels minus method"] < 0 < nothing.high["labels minus method"]
+
+
+def test_a_design_with_a_hole_is_refused() -> None:
+    table = study(drawn(0.5, 0.2, 0.1, np.random.default_rng(2)))
+    with pytest.raises(StarlingError, match="every method with every kind"):
+        variance.parts(table[(table.labels != "naive") | (table.method != "ppo")])
+    with pytest.raises(StarlingError, match="three seeds or more"):
+        variance.parts(table[table.seed < 2])
