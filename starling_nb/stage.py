@@ -215,9 +215,9 @@ class Stage:
         self._metrics[self._id(id)] = {**row, "n": None if n is None else int(n)}
 
     def record_rows(self, table: Any, *names: str) -> None:
-        """Record every row of a DataFrame with value, low, high and n; the columns ``names`` make up its id."""
+        """Record every row of a DataFrame with value, low, high, n; words of the columns ``names`` make up its id."""
         for row in table.to_dict("records"):
-            id = ".".join(str(row[name]).replace(" ", "_") for name in names)
+            id = ".".join("_".join(re.findall(r"[\w=.×-]+", str(row[name]))) for name in names)
             self.record(id, *(row[column] for column in ("value", "low", "high", "n")))
 
     def claim(

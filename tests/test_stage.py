@@ -258,7 +258,7 @@ def test_an_interval_stands_for_its_four_numbers(stage: Stage) -> None:
     stage.record("lone", Estimate(0.5, math.nan, math.nan, 1))
     stage.claim("rises", Estimate(0.5, 0.4, 0.6, 30), rule="low>0")
     stage.claim("rises_much", Estimate(0.5, 0.4, 0.6, 30), rule="low>0.45")
-    rows = pd.DataFrame([{"method": "apa", "metric": "words a line", "value": 1.0, "low": 0.0, "high": 2.0, "n": 4}])
+    rows = pd.DataFrame([{"method": "apa", "metric": "words, a line", "value": 1.0, "low": 0.0, "high": 2.0, "n": 4}])
     stage.record_rows(rows, "method", "metric")
     stage.leave()
     written = files.read_json(stage.dir / "metrics.json")

@@ -164,8 +164,7 @@ def test_each_chapter_holds_the_arms_that_differ_in_its_one_thing() -> None:
 
     assert {method for method, _ in held("method")} == {"start", "apa", "dpo", "best of 3", "expo"}
     assert held("labels") == {("start", "full"), ("apa", "full"), ("apa", "noise")}
-    either = {(m, s) for m in ("start", "apa", "dpo", "best of 3") for s in ("chat", "imitation")}
-    assert held("start") == {*either, (effects.DEMONSTRATION, "chat")}
+    assert held("start") == {(m, s) for m in ("start", "apa", "dpo", "best of 3") for s in ("chat", "imitation")}
     assert held("trainable") == {("start", ""), ("apa", ""), ("apa", "trainable=lora:8")}
     assert len(held("switches")) == 4
     with pytest.raises(StarlingError, match="choose one of method, labels"):
@@ -177,6 +176,9 @@ def test_gains_are_told_over_the_model_that_an_arm_began_with() -> None:
     over_chat = effects.gains(starts).set_index(["method", "start"]).value
     own = effects.from_own_start(starts).set_index(["method", "start"])
     assert over_chat["start", "imitation"] == pytest.approx(0.2, abs=1e-9)
+    table = of_every_kind()
+    mean = table[(table.method == "start") & (table.start == "chat")].utility.mean()
+    assert effects.demonstrated(table).value == pytest.approx(9 - mean)
     assert over_chat["apa", "imitation"] == pytest.approx(over_chat["apa", "chat"] + 0.2)
     assert own.index.to_list() == [("apa", "chat"), ("dpo", "chat"), ("apa", "imitation"), ("dpo", "imitation")]
     assert own.value.to_numpy() == pytest.approx(np.tile([over_chat["apa", "chat"], over_chat["dpo", "chat"]], 2))

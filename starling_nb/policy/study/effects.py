@@ -46,8 +46,7 @@ def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
     Args:
         study: from :func:`read`.
         varied: ``method`` keeps the plain arms of every method. ``labels``, ``start``, ``trainable`` and ``switches``
-            (every other switch of the recipe) add the arms that differ in it, and keep the methods that have such arms;
-            beside starts stand the data set's best demonstrations.
+            (every other switch of the recipe) add the arms that differ in it, and keep the methods that have such arms.
 
     Raises:
         StarlingError: another ``varied``.
@@ -66,8 +65,7 @@ def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
     rows = study[~others & (study.split == "test")]
     if varied == "method":
         return rows[rows.method != DEMONSTRATION]
-    beside = {"start", DEMONSTRATION} if varied == "start" else {"start"}
-    return rows[rows.method.isin(beside | set(rows.method[differs[varied]]))]
+    return rows[rows.method.isin({"start", *rows.method[differs[varied]]})]
 
 
 def further(changes: str) -> str:
@@ -135,6 +133,13 @@ def from_own_start(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame
     trained = study[study.method.isin(["start", *ONLINE, "dpo"])]
     parts = [gains(own, column, own[own.method == "start"]) for _, own in trained.groupby("start", sort=False)]
     return pd.concat(parts, ignore_index=True)
+
+
+def demonstrated(study: pd.DataFrame) -> Interval:
+    """How much more the data set's first-ranked answers are worth than the chat model's, by rubric."""
+    test = study[(study.split == "test") & (study.start == "chat")]
+    best, start = (matrix(test[test.method == method], "utility") for method in (DEMONSTRATION, "start"))
+    return crossed_interval((best - start.loc[best.index, best.columns]).to_numpy())
 
 
 def gains_of(study: pd.DataFrame, metrics: Mapping[str, str], base: pd.DataFrame | None = None) -> pd.DataFrame:
