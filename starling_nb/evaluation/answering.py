@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from starling_nb import files, progress
@@ -15,6 +18,24 @@ Pair = Mapping[str, "LM"]
 """The start model and the tuned model, under ``start`` and ``tuned``."""
 Item = TypeVar("Item", bound=Any)
 """A question with an ``id``."""
+Asked = tuple[str, Sequence[int], float]
+"""Id, prompt as tokens, temperature."""
+ROUNDS = 4
+"""Batches of answers that are written together, where they are kept."""
+_FOLDER: ContextVar[Path | None] = ContextVar("folder of kept answers", default=None)
+
+
+@contextmanager
+def kept(folder: Path) -> Iterator[None]:
+    """Within, answers are written below ``folder``, :data:`ROUNDS` batches at a time, and what is there is read.
+
+    They are told apart by the model's weights, the conversations as tokens, and all else that decides what is sampled.
+    """
+    token = _FOLDER.set(folder)
+    try:
+        yield
+    finally:
+        _FOLDER.reset(token)
 
 
 def some(items: Sequence[Item], n: int) -> list[Item]:
@@ -49,19 +70,28 @@ def answer(
     Returns:
         Answer texts by item id, in the order of ``conversations``; a model that says nothing gives "".
     """
-    if not conversations:
-        return {}
+    heats = temperature if isinstance(temperature, Mapping) else dict.fromkeys(conversations, temperature)
+    asked = [(id, lm.chat.prompt_ids(messages), heats[id]) for id, messages in conversations.items()]
+    how: dict[str, Any] = {"seed": seed, "max_new_tokens": max_new_tokens}
+    folder = _FOLDER.get()
+    if folder is None:
+        return _sampled(lm, asked, batch, desc, how)
+    said: dict[str, str] = {}
+    for first in range(0, len(asked), ROUNDS * batch):
+        part = asked[first : first + ROUNDS * batch]
+        path = folder / f"{files.hash_value([lm.fingerprint(), part, how])}.json"
+        if not path.exists():
+            files.write_json(path, _sampled(lm, part, batch, desc, how))
+        said |= files.read_json(path)
+    return said
+
+
+def _sampled(lm: LM, asked: Sequence[Asked], batch: int, desc: str, how: Mapping[str, Any]) -> dict[str, str]:
     from starling_nb import models
 
-    heats = temperature if isinstance(temperature, Mapping) else dict.fromkeys(conversations, temperature)
-    samples = models.sample(
-        lm,
-        [lm.chat.prompt_ids(messages) for messages in conversations.values()],
-        list(conversations),
-        seed=seed,
-        temperature=[heats[id] for id in conversations],
-        max_new_tokens=max_new_tokens,
-        batch=batch,
-        progress=progress.sampling(len(conversations), desc),
-    )
-    return {id: lm.chat.decode(sample.ids) for id, sample in zip(conversations, samples, strict=True)}
+    if not asked:
+        return {}
+    ids, prompts, heats = (list(column) for column in zip(*asked, strict=True))
+    said = progress.sampling(len(ids), desc)
+    samples = models.sample(lm, prompts, ids, temperature=heats, batch=batch, progress=said, **how)
+    return {id: lm.chat.decode(sample.ids) for id, sample in zip(ids, samples, strict=True)}

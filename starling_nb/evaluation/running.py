@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from starling_nb import files, models, progress
-from starling_nb.evaluation import EvaluationError, mmlu, problems, report
+from starling_nb.evaluation import EvaluationError, answering, mmlu, problems, report
 from starling_nb.evaluation.alpaca_eval import formats as alpaca_files
 from starling_nb.evaluation.answering import Pair
 from starling_nb.evaluation.mt_bench import formats as mt_bench_files
@@ -60,7 +60,7 @@ def run(plan: Plan, judge: Judge | None = None) -> pd.DataFrame:
     """Ask both models everything; write ``<out>/evaluation.csv`` and what each benchmark leaves.
 
     A benchmark that is done lies in ``<out>/<bench>.json`` and is not asked again while models and settings are the
-    same; the judge's replies lie in its ledger.
+    same; answers of one that was broken off lie in ``<out>/answers``, the judge's replies in its ledger.
 
     Returns:
         bench, metric, model (start, tuned, or change: tuned − start, paired by item), value, low, high, n.
@@ -75,9 +75,9 @@ def run(plan: Plan, judge: Judge | None = None) -> pd.DataFrame:
         kept = plan.out / f"{bench}.json"
         told = files.read_json(kept) if kept.exists() else {}
         if told.get("about") != about:
-            rows = [
-                [metric, model, *vars(found).values()] for metric, model, found in BENCHES[bench](plan, pair, judge)
-            ]
+            with answering.kept(plan.out / "answers"):
+                figures = list(BENCHES[bench](plan, pair, judge))
+            rows = [[metric, model, *vars(found).values()] for metric, model, found in figures]
             told = {"about": about, "rows": rows}
             files.write_json(kept, told)
         tables.append(pd.DataFrame(told["rows"], columns=COLUMNS[1:]).assign(bench=bench)[COLUMNS])
@@ -102,11 +102,8 @@ def _pair(plan: Plan) -> dict[str, LM]:
 
 
 def _about(plan: Plan, pair: Pair, judge: Judge | None) -> dict[str, Any]:
-    """What decides the figures: models by their weights' first values, the judge by name, and the settings."""
-    weights = {
-        name: files.hash_value([p.flatten()[:8].double().tolist() for p in lm.model.parameters()])
-        for name, lm in pair.items()
-    }
+    """What decides the figures: models by their weights, the judge by name, and the settings."""
+    weights = {name: lm.fingerprint() for name, lm in pair.items()}
     told = {name: str(value) for name, value in vars(plan).items() if name not in ("out", "benches")}
     told["instructions"] = files.hash_file(plan.instructions) if plan.instructions else "embedded"
     return {**told, "weights": weights, "judge": judge.model if judge is not None else ""}

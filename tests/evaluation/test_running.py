@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from starling_nb import files
 from starling_nb.cli import app
-from starling_nb.evaluation import EvaluationError, alpaca_eval, mmlu, mt_bench, running
+from starling_nb.evaluation import EvaluationError, alpaca_eval, answering, mmlu, mt_bench, running
 from starling_nb.evaluation.alpaca_eval import formats as alpaca_files
 from starling_nb.evaluation.mt_bench import formats as mt_bench_files
 from starling_nb.evaluation.running import Plan
@@ -115,6 +115,31 @@ def test_a_broken_off_evaluation_keeps_the_benchmarks_that_were_done(
     with pytest.raises(KeyboardInterrupt):
         running.run(plan(folder, tmp_path, benches=("mmlu", "safety")))
     assert [path.name for path in tmp_path.iterdir()] == ["mmlu.json"]
+
+
+def test_answers_of_a_benchmark_that_was_broken_off_are_not_sampled_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = running.run(plan(folder, tmp_path / "whole", benches=("safety",)))
+    started, sample = list[int](), running.models.sample
+
+    def counted(lm: LM, prompts: Any, *given: Any, **how: Any) -> Any:
+        started.append(len(prompts))
+        if len(started) == 4:
+            raise KeyboardInterrupt
+        return sample(lm, prompts, *given, **how)
+
+    monkeypatch.setattr(answering, "ROUNDS", 1)
+    monkeypatch.setattr(answering.answer, "__kwdefaults__", answering.answer.__kwdefaults__ | {"batch": 2})
+    monkeypatch.setattr(running.models, "sample", counted)
+    mine = plan(folder, tmp_path / "broken", benches=("safety",))
+    with pytest.raises(KeyboardInterrupt):
+        running.run(mine)
+    broken = len(started)
+    again = running.run(mine)
+    asked = whole.set_index(["metric", "model"]).n["compliance", "start"] * 2
+    assert sum(started[:3] + started[broken:]) == 2 * asked, "each of both models' answers is sampled once"
+    pd.testing.assert_frame_equal(again, whole)
 
 
 def test_tuned_blocks_alone_are_the_whole_model(folder: Path, tmp_path: Path) -> None:
