@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,11 @@ from starling_nb import files
 from starling_nb.cli import app
 from starling_nb.evaluation import EvaluationError, alpaca_eval, answering, mmlu, mt_bench, running
 from starling_nb.evaluation.alpaca_eval import formats as alpaca_files
+from starling_nb.evaluation.mmlu import sets as mmlu_sets
 from starling_nb.evaluation.mt_bench import formats as mt_bench_files
+from starling_nb.evaluation.mt_bench import official
 from starling_nb.evaluation.running import Plan
+from starling_nb.judge import Outcome, Request
 from starling_nb.judge.connect import connect
 from starling_nb.models import LM
 from starling_nb.policy import checkpoint
@@ -140,6 +144,43 @@ def test_answers_of_a_benchmark_that_was_broken_off_are_not_sampled_again(
     asked = whole.set_index(["metric", "model"]).n["compliance", "start"] * 2
     assert sum(started[:3] + started[broken:]) == 2 * asked, "each of both models' answers is sampled once"
     pd.testing.assert_frame_equal(again, whole)
+
+
+class Sevens:
+    """A judge that gives every answer a seven, as FastChat's prompts ask for it, and keeps what it was asked."""
+
+    model = "sevens"
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    def ask_all(self, requests: Sequence[Request[Any]]) -> list[Outcome[Any]]:
+        self.asked += [request.messages[-1]["content"] for request in requests]
+        return [Outcome(one.id, one.parse("Good. [[7]]"), None, "Good. [[7]]", {}, False) for one in requests]
+
+
+def test_official_questions_and_judge_prompts_take_the_place_of_ours(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fields = {"v1": "{question}{answer}", "v1-multi-turn": "{question_1}{question_2}{answer_2}"}
+    names = [f"{kind}-{turns}" for kind in ("single", "single-math") for turns in fields]
+    texts = {name: f"official {name} {fields[name[name.index('v1') :]]}" for name in names}
+    prompts = {name: official.Template(name, "single", "", text) for name, text in texts.items()}
+    first, second = ("81", "writing", ("one", "two")), ("111", "math", ("1", "2"), ("r", "s"))
+    asked = [mt_bench.Question(*first), mt_bench.Question(*second)]
+    choices = mmlu.load()[:3]
+    monkeypatch.setattr(official, "judge_prompts", lambda: prompts)
+    monkeypatch.setattr(official, "questions", lambda: asked)
+    monkeypatch.setattr(mmlu_sets, "questions", lambda: choices)
+    monkeypatch.setattr(mmlu_sets, "dev", mmlu.load_dev)
+    judge: Any = Sevens()
+    table = running.run(plan(folder, tmp_path, benches=("mt_bench", "mmlu"), official=True), judge)
+    assert {said.split()[1] for said in judge.asked} == set(names)
+    figures = table.set_index(["bench", "metric", "model"])
+    assert figures.value["mt_bench", "grade", "tuned"] == 7
+    assert figures.n["mmlu", "accuracy", "start"] == 3
+    (path,) = (tmp_path / "mt_bench" / "model_judgment").glob("*_single.jsonl")
+    assert {row["judge"][1] for row in files.read_jsonl(path)} >= {"single-v1"}
 
 
 def test_tuned_blocks_alone_are_the_whole_model(folder: Path, tmp_path: Path) -> None:
