@@ -190,7 +190,7 @@ def gather(folder: Path, profile: str) -> None:
     with files.replacing(out / "policy.parquet") as part:
         means.astype(dict.fromkeys(numbers, "float32")).to_parquet(part, index=False)
     notes = {arm.name: files.read_json(_kept(folder, arm).with_suffix(".json")) for arm in found}
-    steps = {name: note["history"] for name, note in notes.items()}
+    steps = {name: pd.DataFrame(note["history"]).round(6).to_dict("list") for name, note in notes.items()}
     stops = {path.name.removesuffix(".stopped.json"): path for path in (folder / "arms").glob("*.stopped.json")}
     reasons = {name: files.read_json(path)["reason"] for name, path in sorted(stops.items())}
     commits = sorted({note["git"]["commit"] for note in notes.values()})

@@ -12,9 +12,11 @@ import nbformat
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import toy
-from benchmarks import gpu_step, packing_speed, real_labels, study, trl_speed, turns, update_speed
+from benchmarks import gpu_step, packing_speed, real_labels, records, study, trl_speed, turns, update_speed
 from benchmarks.keep_reference import check, clean, without_paths
 from starling_nb import files
 from starling_nb.errors import StarlingError
@@ -53,6 +55,23 @@ def test_a_rate_at_which_a_guard_stops_a_method_gives_way_to_the_next_best(tmp_p
     files.write_json(tmp_path / "arms" / "rloo-full-lr=2e-4-test-0.stopped.json", {"reason": "the same"})
     with pytest.raises(StarlingError, match="stopped rloo at every rate"):
         study.chosen(tmp_path)
+
+
+@given(
+    st.recursive(
+        st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+        lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    )
+)
+def test_a_record_is_json_whatever_is_in_it(value: object) -> None:
+    assert json.loads(records.written({"found": value})) == {"found": value}
+
+
+def test_an_interval_takes_one_line_of_a_record_and_a_long_list_many() -> None:
+    interval = {"high": 2, "low": 0, "text": "a [b] {c}", "value": 1}
+    lines = records.written({"one": {"low": 0, "value": 1}, "odd": interval, "long": list(range(100))}).splitlines()
+    assert ' "one": {"low": 0, "value": 1}' in lines
+    assert len(lines) == 1 + 102 + 6 + 1 + 1
 
 
 def test_the_reference_names_no_path_of_the_machine(tmp_path: Path) -> None:
