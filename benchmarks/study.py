@@ -170,8 +170,10 @@ def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
     missing = [one for one in rewards if not (asked.out / "rewards" / "{}-{}".format(*one) / "offsets.json").exists()]
     with ThreadPoolExecutor(asked.workers) as pool:
         list(pool.map(lambda one: child(asked, "--reward", one[0], "--seed", str(one[1])), missing))
-        left = [arm for arm in wanted if not over(asked.out, arm)]
-        list(pool.map(lambda arm: ruled_out(asked.out, arm) or child(asked, "--arm", arm.name), left))
+        # A start model is trained by its own arm; those that begin with it find it there.
+        for starts in (True, False):
+            left = [arm for arm in wanted if (arm.method == "start") is starts and not over(asked.out, arm)]
+            list(pool.map(lambda arm: ruled_out(asked.out, arm) or child(asked, "--arm", arm.name), left))
 
 
 def gather(folder: Path, profile: str) -> None:
