@@ -102,7 +102,9 @@ def _data() -> Check:
 
 
 def _judge() -> Check:
-    base = os.environ.get("OPENAI_BASE_URL", "the vendor's address")
+    from starling_nb.judge.wire import public
+
+    base = public(os.environ.get("OPENAI_BASE_URL", "")) or "the vendor's address"
     key = "a key is set" if os.environ.get("OPENAI_API_KEY") else "no key (OPENAI_API_KEY)"
     return Check("judge", True, f"default: simulated, on this machine; for a real one: {base}, {key}")
 

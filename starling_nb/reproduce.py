@@ -67,8 +67,8 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Result:
             for book in plan.books:
                 _stage(plan, book, record, result, say)
                 if result.failed:
-                    _block(plan, record, result)
                     break
+            _settle(plan.out, record, result)
         finally:
             manifest.save(plan.out, record)
         result.verdicts = _gather(plan.out, record)
@@ -92,7 +92,7 @@ def explain(plan: Plan) -> list[str]:
 
 
 def _components(plan: Plan, book: Notebook) -> dict[str, Any]:
-    inputs = {need: keys.handed_over(need, keys.outputs(plan.out, need)) for need in book.needs}
+    inputs = {need: _handed_over(plan.out, need) for need in book.needs}
     return keys.components(book, plan.parameters[book.name], inputs, keys.data_hash())
 
 
@@ -102,7 +102,7 @@ def _reasons(plan: Plan, book: Notebook, entry: dict[str, Any] | None, parts: di
         return ["--force"]
     if entry is None:
         return ["it has not been run here"]
-    if entry["status"] != "done":
+    if entry["status"] not in ("done", "stale"):
         return [f"the last try is {entry['status']}"]
     if entry["key"] != keys.key_of(book.name, parts):
         return keys.differences(entry["components"], parts) or ["its key changed"]
@@ -212,14 +212,28 @@ def _input_hash(out: Path, name: str) -> str:
     return keys.hash_tree(files.ROOT / name if name.startswith("data/") else out / name)
 
 
-def _block(plan: Plan, record: dict[str, Any], result: Result) -> None:
-    """Mark what stands on the failed stage: its old numbers no longer belong to this run."""
-    lost = {result.failed}
-    for book in plan.books:
-        if lost & set(book.needs):
-            lost.add(book.name)
-            if book.name in record["stages"]:
-                record["stages"][book.name] |= {"status": "blocked", "error": f"{result.failed} failed"}
+def _settle(out: Path, record: dict[str, Any], result: Result) -> None:
+    """Mark every stage of the folder, planned or not, whose numbers no longer belong to this run: it stands on one that
+    failed, or on one that has changed since; and take the mark away where that is no longer so."""
+    lost = {result.failed: f"{result.failed} failed"} if result.failed else {}
+    for name, entry in sorted(record["stages"].items()):
+        needs = entry["components"]["inputs"]
+        if entry["status"] not in ("done", "stale") or name in lost:
+            continue
+        failed = [need for need in needs if lost.get(need, "").endswith("failed")]
+        changed = [need for need, was in needs.items() if need in lost or _handed_over(out, need) != was]
+        if failed:
+            lost[name] = f"{failed[0]} failed"
+            entry |= {"status": "blocked", "error": lost[name]}
+        elif changed:
+            lost[name] = f"{changed[0]} has changed since: run this stage again"
+            entry |= {"status": "stale", "error": lost[name]}
+        else:
+            entry |= {"status": "done", "error": None}
+
+
+def _handed_over(out: Path, stage: str) -> str:
+    return keys.handed_over(stage, keys.outputs(out, stage))
 
 
 def _gather(out: Path, record: dict[str, Any]) -> dict[str, str]:

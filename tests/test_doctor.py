@@ -41,11 +41,12 @@ def test_a_changed_notebook_makes_later_stages_stale_too(recorded: dict[str, Any
 def test_checks_say_what_to_do(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("STARLING_NB_CACHE", str(tmp_path))
     monkeypatch.setenv("OPENAI_API_KEY", "sk-very-secret")
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:secret@host/v1?key=secret")
     monkeypatch.setattr(files, "DATA", tmp_path / "empty")
     monkeypatch.setattr(fetch, "find", lambda name: fetch.Wheel("w", "1", "0" * 64, "model", ""))
     found = {check.name: check for check in doctor.checks()}
     assert not found["model"].fine
     assert "starling-nb fetch model" in found["model"].detail
     assert not found["data"].fine
-    assert "a key is set" in found["judge"].detail
+    assert "http://host/v1, a key is set" in found["judge"].detail
     assert "secret" not in str(found)

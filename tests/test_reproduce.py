@@ -104,6 +104,54 @@ def test_nothing_changed_nothing_runs_and_metrics_keep_their_bytes(again: Callab
     assert (result.exit_code(), result.exit_code(strict=True)) == (0, 3)
 
 
+def test_numbers_that_stand_on_a_changed_stage_are_taken_out_until_they_are_made_again(
+    again: Callable[..., Any], tmp_path: Path
+) -> None:
+    out = tmp_path / "c" / "out"
+
+    def told() -> tuple[str, set[str]]:
+        stages = json.loads((out / "manifest.json").read_text())["stages"]
+        return stages["01_second"]["status"], set(json.loads((out / "metrics.json").read_text()))
+
+    whole = told()
+    result, _ = again(only=["0"], settings=["00.k=25"])
+    assert result.ran == ["00_first"]
+    status, metrics = told()
+    assert status == "stale"
+    assert "01.seen" not in metrics
+    assert "00_first has changed since" in (out / "report.html").read_text()
+    again(only=["0"])
+    assert told() == whole, "made as before, so what stood on it stands again"
+    again(only=["0"], settings=["00.k=25"])
+    result, _ = again(settings=["00.k=25"])
+    assert result.ran == ["01_second"]
+    assert told() == whole
+
+
+def test_a_judge_s_address_with_a_password_reaches_no_file(tmp_path: Path) -> None:
+    tiny.write(tmp_path / "books", "00_first", "pass")
+    for secret in ("m@http://me:pass@host/v1", "m@http://host/v1?api_key=secret"):
+        with pytest.raises(StarlingError, match="no keys or passwords"):
+            reproduce.plan("laptop", tmp_path / "out", notebooks=tmp_path / "books", settings=[f"judge={secret}"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_a_judge_was_paid_for_outlives_the_stage_s_folder(tmp_path: Path) -> None:
+    ask = """
+from starling_nb.judge.connect import ledger_of
+path = ledger_of(stage)
+path.parent.mkdir(exist_ok=True)
+stage.record("replies", len(path.read_text()) if path.exists() else 0)
+path.write_text("a reply")
+"""
+    for judge, kept in (("gpt-4-0613", 7.0), ("simulated", 0.0)):
+        tiny.write(tmp_path / "books", "00_first", ask)
+        for force in (False, True):
+            run(tmp_path / "books", tmp_path / judge, settings=[f"judge={judge}"], force=force)
+        metrics = json.loads((tmp_path / judge / "metrics.json").read_text())
+        assert metrics["00.replies"]["value"] == kept, judge
+
+
 def test_a_forced_run_makes_the_same_metrics(again: Callable[..., Any], tmp_path: Path) -> None:
     before = (tmp_path / "c" / "out" / "metrics.json").read_bytes()
     result, said = again(only=["0"], force=True)

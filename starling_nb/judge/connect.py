@@ -14,6 +14,17 @@ from starling_nb.judge.simulation import SimulatedJudge
 SIMULATED = "simulated"
 
 
+def ledger_of(stage: Any) -> Path:
+    """Where a stage keeps its judge's replies.
+
+    What was paid outlives the stage's own folder, which is emptied whenever the stage runs again: it lies in the run's
+    ``ledgers/``. A simulated judge's replies cost nothing, and its code may have changed: they go with the folder.
+    """
+    if stage.p.judge == SIMULATED:
+        return Path(stage.dir) / "ledger.sqlite"
+    return Path(stage.out) / "ledgers" / f"{stage.name}.sqlite"
+
+
 @contextmanager
 def connect(who: str, ledger: Path | None = None, seed: int = 0, **settings: Any) -> Iterator[Judge]:
     """A judge for the time of a ``with`` block.
@@ -29,7 +40,7 @@ def connect(who: str, ledger: Path | None = None, seed: int = 0, **settings: Any
         StarlingError: ``who`` is empty, or its address is none.
     """
     with ExitStack() as stack:
-        model, url = _address(who)
+        model, url = address(who)
         if who == SIMULATED:
             server = stack.enter_context(SimulatedJudge(seed=seed))
             model, url = server.model, server.base_url
@@ -38,12 +49,17 @@ def connect(who: str, ledger: Path | None = None, seed: int = 0, **settings: Any
         yield judge
 
 
-def _address(who: str) -> tuple[str, str | None]:
-    """Model and base URL."""
+def address(who: str) -> tuple[str, str | None]:
+    """Model and base URL that ``who`` names, see :func:`connect`.
+
+    Raises:
+        StarlingError: ``who`` is empty, its address is none, or has room for a key or a password in it: what is asked
+            for is written down with a run.
+    """
     if not who.strip():
         raise StarlingError("judge is empty: write simulated, a model's name, or model@http://host:port/v1")
     model, _, url = who.rpartition("@") if "://" in who else (who, "", "")
-    if "://" in model:  # model@http://user:password@host
+    if "://" in model or "?" in url:  # model@http://user:password@host, or ?api_key=
         raise StarlingError("no keys or passwords in the judge's address: set OPENAI_API_KEY instead")
     if url and not (model and url.startswith(("http://", "https://"))):
         raise StarlingError(f"judge={who!r}: write model@http://host:port/v1")

@@ -241,14 +241,17 @@ class Wire:
 
     def where(self) -> str:
         """The server's address, without anything secret in it."""
-        if not self.base_url:
-            return "api.openai.com"
-        parts = urlsplit(self.base_url)
-        return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+        return public(self.base_url) if self.base_url else "api.openai.com"
 
     def safe(self, text: str) -> str:
         """The text without the key."""
         return text.replace(self._key, "***") if self._key and len(self._key) > 5 else text
+
+
+def public(url: str) -> str:
+    """An address without user, password and query."""
+    parts = urlsplit(url)
+    return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
 
 
 def _refused(error: BaseException) -> bool:

@@ -90,6 +90,10 @@ def _resolve(book: Notebook, profile: str, out: Path, chosen: dict[str, Any]) ->
         name: profiles.check(f"{book.number}.{name}", book.parameters[name].kind, value)
         for name, value in values.items()
     }
+    if "judge" in values:
+        from starling_nb.judge.connect import address
+
+        address(values["judge"])  # before it is written into any file
     if "out" in values:
         values["out"] = manifest.shown(out)
     if book.name in profiles.STAGES:
