@@ -83,8 +83,9 @@ def two_turn(
 @dataclass(frozen=True)
 class HeadToHead:
     """The tuned model's win rate over the start model; ``controlled`` what it would be at equal length (None with fewer
-    than :data:`LEAST` instructions); all prompts and both models' answers, by instruction; the judge's ``verdicts`` in
-    both orders, one a row, and ``annotations`` in the official columns, one an instruction."""
+    than :data:`LEAST` instructions, or where one of them wins nearly all); all prompts and both models' answers, by
+    instruction; the judge's ``verdicts`` in both orders, one a row, and ``annotations`` in the official columns, one an
+    instruction."""
 
     wins: alpaca_eval.WinRate
     controlled: length_control.LengthControlled | None
@@ -110,10 +111,18 @@ def head_to_head(
     outcomes, names = judge.ask_all(asked), ("start", "tuned")
     table = alpaca_eval.annotate(asked_for, answers["start"], answers["tuned"], outcomes, generators=names)
     wins = alpaca_eval.win_rate(table, seed=seed)
-    controlled = None
-    if wins.n >= LEAST:
-        controlled = alpaca_eval.length_controlled_win_rate(table, model="length_controlled_minimal")
-    return HeadToHead(wins, controlled, conversations, answers, annotators.verdicts(outcomes, names), table)
+    return HeadToHead(
+        wins, _at_equal_length(table, wins.n), conversations, answers, annotators.verdicts(outcomes, names), table
+    )
+
+
+def _at_equal_length(table: pd.DataFrame, n: int) -> length_control.LengthControlled | None:
+    if n < LEAST:
+        return None
+    try:
+        return length_control.length_controlled_win_rate(table, model="length_controlled_minimal")
+    except length_control.TooFewError:
+        return None
 
 
 def judge_trust(found: HeadToHead, judge: Judge, n: int, seed: int) -> pd.DataFrame:

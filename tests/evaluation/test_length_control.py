@@ -84,6 +84,42 @@ def test_a_planted_taste_for_length_is_found_and_taken_out(reference: Reference)
     assert found.win_rate == pytest.approx(truth, abs=2)
 
 
+@pytest.mark.parametrize("rate", [0.5, 0.56])
+def test_the_interval_near_even_holds_the_truth(rate: float) -> None:
+    """Lengths that say nothing: the penalty sets coefficients to 0, which are no less uncertain for that."""
+    random, held, widths = np.random.default_rng(0), [], []
+    for _ in range(40):
+        lengths = random.integers(100, 900, (88, 2))
+        table = pd.DataFrame(
+            {
+                "instruction": [f"Do number {row}." for row in range(88)],
+                "output_1": ["x" * int(n) for n in lengths[:, 0]],
+                "output_2": ["x" * int(n) for n in lengths[:, 1]],
+                "preference": 1.0 + (random.random(88) < rate),
+            }
+        )
+        found = length_controlled_win_rate(table, model="length_controlled_minimal")
+        held.append(found.low <= 100 * rate <= found.high)
+        widths.append(found.high - found.low)
+    assert np.mean(held) >= 0.9
+    assert min(widths) > 15
+
+
+@pytest.mark.parametrize("preference", [[1.0] * 88, [2.0] * 88, [1.5] + [1.0] * 87, [math.nan] * 84 + [2.0] * 4])
+def test_a_side_that_wins_nearly_all_has_no_rate_at_equal_length(preference: list[float]) -> None:
+    table = pd.DataFrame({"instruction": range(88), "output_1": "a", "output_2": "bb", "preference": preference})
+    with pytest.raises(length_control.TooFewError, match="the regression needs 5 or more"):
+        length_controlled_win_rate(table.astype({"instruction": str}), model="length_controlled_minimal")
+
+
+def test_answers_of_one_length_are_compared_as_they_are() -> None:
+    table = pd.DataFrame({"instruction": [str(n) for n in range(80)], "output_1": "a", "output_2": "b"})
+    found = length_controlled_win_rate(
+        table.assign(preference=[1.0, 2.0, 2.0, 2.0] * 20), model="length_controlled_minimal"
+    )
+    assert found.low < 75 < found.high
+
+
 def test_a_copy_of_the_baseline_is_even_under_either_name(reference: Reference) -> None:
     table = judged(reference, (-1.0, 0.0, 0.0), 5).assign(preference=1.5)
     table["output_2"] = table["output_1"]

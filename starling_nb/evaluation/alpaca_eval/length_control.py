@@ -30,6 +30,11 @@ REPOSITORY = "tatsu-lab/alpaca_eval"
 GAMED, ORDER = "df_gamed.csv", "alpaca_eval_gpt4_baseline.json"
 GAMED_COLUMNS = ("index", "instruction_difficulty", "std_delta_len", "preference", "not_gamed_baseline")
 GAMED_WEIGHT = 0.2 / 2  # lambda of the official regulariser over two gamed baselines
+FOLDS = 5
+
+
+class TooFewError(EvaluationError):
+    """The annotations hold too little for the regression; a plain win rate may still be told."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +147,9 @@ def length_controlled_win_rate(
             :func:`~.alpaca_eval.formats.check`.
 
     Raises:
-        EvaluationError: rows are missing, too many or in another order; an output is no text; or fewer than five rows
-            have a preference.
+        EvaluationError: rows are missing, too many or in another order; or an output is no text.
+        TooFewError: fewer than five rows have a preference, or fewer than five are won, or lost: where one side wins
+            everything, the official regression answers 50.
     """
     for column in ("instruction", "output_1", "output_2", "preference"):
         if column not in annotations:
@@ -153,14 +159,16 @@ def length_controlled_win_rate(
         reference = reference or load_reference()
         _check_order(found.rows["instruction"].tolist(), reference.instructions)
     share = found.rows["preference"].to_numpy(dtype=np.float64) - 1
-    if (n := int(np.isfinite(share).sum())) < 5:
-        raise EvaluationError(f"{n} rows have a preference; the regression needs five or more in five folds")
+    if (n := int(np.isfinite(share).sum())) < FOLDS:
+        raise TooFewError(f"{n} rows have a preference; the regression needs {FOLDS} or more in {FOLDS} folds")
     raw = float(100 * np.nanmean(share))
     if _same_generator(found.rows):
         zero = dict.fromkeys(("length", "difficulty", "model"), 0.0)
         even = np.full(len(share), 0.5)
         return LengthControlled(50.0, 0.0, 50.0, 50.0, n, raw, zero, math.nan, found.excluded, even)
     design = _design(_length_difference(found.rows), share, reference, model)
+    if (fewest := min(np.nansum(design.y), np.nansum(1 - design.y))) < FOLDS:
+        raise TooFewError(f"{fewest:g} wins, or losses; the regression needs {FOLDS} or more of each in {FOLDS} folds")
     beta, penalty = _fit(design)
     at_zero = design.x[-design.own :] * [0.0, 1.0, 1.0]
     predicted = special.expit(at_zero @ beta)
@@ -240,7 +248,7 @@ def _fit(design: _Design) -> tuple[Floats, float]:
         scorer = make_scorer(_log_loss, response_method="predict_proba", greater_is_better=False)
         scorer.set_score_request(probability=True, weight=True)
         fit = LogisticRegressionCV(
-            cv=GroupKFold(n_splits=5), scoring=scorer, random_state=123, use_legacy_attributes=False, **settings
+            cv=GroupKFold(n_splits=FOLDS), scoring=scorer, random_state=123, use_legacy_attributes=False, **settings
         ).fit(
             np.vstack([x, x]),
             np.repeat([1, 0], len(y)),
@@ -255,15 +263,18 @@ def _fit(design: _Design) -> tuple[Floats, float]:
 
 
 def _interval(design: _Design, beta: Floats, at_zero: Floats) -> tuple[float, float]:
-    """95 % interval of the mean prediction, per cent: delta method on the logit, variance by sandwich over our rows."""
-    kept, on = np.isfinite(design.y), beta != 0
+    """95 % interval of the mean prediction, per cent: delta method on the logit, variance by sandwich over our rows.
+
+    A coefficient that the penalty set to 0 is as uncertain as any other. Lengths that are all alike have none.
+    """
+    kept, on = np.isfinite(design.y), np.array(design.active)
     x, p = design.x[:, on], special.expit(design.x @ beta)
     information = (x[kept] * (design.weight * p * (1 - p))[kept, None]).T @ x[kept]
     predicted = special.expit(at_zero @ beta)
     mean, n = predicted.mean(), design.own
     slope = ((predicted * (1 - predicted))[:, None] * at_zero[:, on]).mean(axis=0)
     score = x[-n:] * np.where(kept, design.y - p, 0.0)[-n:, None]
-    pull = score @ np.linalg.solve(information, slope) if on.any() else np.zeros(n)
+    pull = score @ (np.linalg.pinv(information, hermitian=True) @ slope)
     error = math.sqrt(n * (pull + (predicted - mean) / n).var(ddof=1))
     half = float(scipy_stats.t.ppf(0.975, n - 1)) * error / (mean * (1 - mean))
     low, high = special.expit(special.logit(mean) + np.array([-half, half]))
