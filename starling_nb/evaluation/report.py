@@ -85,7 +85,7 @@ class HeadToHead:
     """The tuned model's win rate over the start model; ``controlled`` what it would be at equal length (None with fewer
     than :data:`LEAST` instructions, or where one of them wins nearly all); all prompts and both models' answers, by
     instruction; the judge's ``verdicts`` in both orders, one a row, and ``annotations`` in the official columns, one an
-    instruction."""
+    instruction; what the judge ``said``."""
 
     wins: alpaca_eval.WinRate
     controlled: length_control.LengthControlled | None
@@ -93,6 +93,7 @@ class HeadToHead:
     answers: Mapping[str, Mapping[str, str]]
     verdicts: pd.DataFrame = field(default_factory=pd.DataFrame)
     annotations: pd.DataFrame = field(default_factory=pd.DataFrame)
+    said: Sequence[Outcome[Any]] = ()
 
 
 def head_to_head(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from starling_nb.evaluation.answering import Pair
 from starling_nb.evaluation.mt_bench import formats as mt_bench_files
 from starling_nb.evaluation.mt_bench import official
 from starling_nb.evaluation.problems import gsm8k
-from starling_nb.judge import Judge
+from starling_nb.judge import Judge, Outcome
 from starling_nb.models import LM
 from starling_nb.policy import checkpoint
 from starling_nb.stats import Interval, mean_interval
 
+UNANSWERED, UNREADABLE = "requests unanswered", "replies unreadable"
 COLUMNS = ["bench", "metric", "model", "value", "low", "high", "n"]
 Row = tuple[str, str, Any]
 """A metric, whose it is (start, tuned or change), and its interval."""
@@ -60,10 +62,12 @@ def run(plan: Plan, judge: Judge | None = None) -> pd.DataFrame:
     """Ask both models everything; write ``<out>/evaluation.csv`` and what each benchmark leaves.
 
     A benchmark that is done lies in ``<out>/<bench>.json`` and is not asked again while models and settings are the
-    same; answers of one that was broken off lie in ``<out>/answers``, the judge's replies in its ledger.
+    same. One of which the judge left requests unanswered is not done: another run asks these again. Answers lie in
+    ``<out>/answers`` from the moment they are there, the judge's replies in its ledger.
 
     Returns:
-        bench, metric, model (start, tuned, or change: tuned − start, paired by item), value, low, high, n.
+        bench, metric, model (start, tuned, or change: tuned − start, paired by item), value, low, high (NaN where there
+        is no interval), n. A judged benchmark has rows that count what is in none of its figures, of n replies.
 
     Raises:
         EvaluationError: an unknown benchmark, one that needs a judge without one, or as the benchmarks.
@@ -77,10 +81,12 @@ def run(plan: Plan, judge: Judge | None = None) -> pd.DataFrame:
         if told.get("about") != about:
             with answering.kept(plan.out / "answers"):
                 figures = list(BENCHES[bench](plan, pair, judge))
-            rows = [[metric, model, *vars(found).values()] for metric, model, found in figures]
+            rows = [[metric, model, *found.as_dict().values()] for metric, model, found in figures]
             told = {"about": about, "rows": rows}
-            files.write_json(kept, told)
-        tables.append(pd.DataFrame(told["rows"], columns=COLUMNS[1:]).assign(bench=bench)[COLUMNS])
+            if not any(metric == UNANSWERED and found.value for metric, _, found in figures):
+                files.write_json(kept, told)
+        found = pd.DataFrame(told["rows"], columns=COLUMNS[1:]).assign(bench=bench)[COLUMNS]
+        tables.append(found.astype(dict.fromkeys(["value", "low", "high"], float)))
     table = pd.concat(tables, ignore_index=True)
     files.write_text(plan.out / "evaluation.csv", table.to_csv(index=False))
     return table
@@ -124,6 +130,16 @@ def _mt_bench(plan: Plan, pair: Pair, judge: Judge) -> Iterator[Row]:
         rows += mt_bench_files.judged(asked, said, model=name, judge=judge.model, prompt=prompt)
     files.write_jsonl(folder / "model_judgment" / f"{Path(judge.model).name}_single.jsonl", rows)
     yield from (("grade", name, getattr(found, name)) for name in ("start", "tuned", "change"))
+    for name, said in found.said.items():
+        yield from _left_out(name, said)
+
+
+def _left_out(name: str, said: Sequence[Outcome[Any]]) -> Iterator[Row]:
+    """How many of the judge's replies are in no figure, and why."""
+    unanswered = sum((one.error or "").startswith("Unanswered") for one in said)
+    unreadable = sum(one.error is not None for one in said) - unanswered
+    for metric, count in ((UNANSWERED, unanswered), (UNREADABLE, unreadable)):
+        yield metric, name, Interval(float(count), math.nan, math.nan, len(said))
 
 
 def _alpaca_eval(plan: Plan, pair: Pair, judge: Judge) -> Iterator[Row]:
@@ -139,6 +155,7 @@ def _alpaca_eval(plan: Plan, pair: Pair, judge: Judge) -> Iterator[Row]:
         yield "length_controlled_win_rate", "tuned", Interval(even.win_rate, even.low, even.high, even.n)
     yield "characters", "start", mean_interval(rows["output_1"].str.len())
     yield "characters", "tuned", mean_interval(rows["output_2"].str.len())
+    yield from _left_out("tuned", found.said)
 
 
 def _mmlu(plan: Plan, pair: Pair, judge: Judge | None) -> Iterator[Row]:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_every_benchmark_gives_figures_with_intervals(done: tuple[Path, pd.DataF
     out, table = done
     assert set(table.bench) == set(running.BENCHES)
     assert set(table.model) == {"start", "tuned", "change"}
-    known = table[table.value.notna()]
+    known = table[table.low.notna()]
     assert (known.low <= known.value).all()
     assert (known.value <= known.high).all()
     pd.testing.assert_frame_equal(pd.read_csv(out / "evaluation.csv"), table)
@@ -147,16 +148,44 @@ def test_answers_of_a_benchmark_that_was_broken_off_are_not_sampled_again(
 
 
 class Sevens:
-    """A judge that gives every answer a seven, as FastChat's prompts ask for it, and keeps what it was asked."""
+    """A judge that gives every answer a seven, as FastChat's prompts ask for it, and keeps what it was asked; the first
+    ``silent`` requests stay unanswered."""
 
     model = "sevens"
 
-    def __init__(self) -> None:
+    def __init__(self, silent: int = 0) -> None:
         self.asked: list[str] = []
+        self.silent = silent
 
     def ask_all(self, requests: Sequence[Request[Any]]) -> list[Outcome[Any]]:
         self.asked += [request.messages[-1]["content"] for request in requests]
-        return [Outcome(one.id, one.parse("Good. [[7]]"), None, "Good. [[7]]", {}, False) for one in requests]
+        late = [Outcome(one.id, None, "Unanswered: 503", "", {}, False) for one in requests[: self.silent]]
+        self.silent -= len(late)
+        graded = requests[len(late) :]
+        return late + [Outcome(one.id, one.parse("Good. [[7]]"), None, "Good. [[7]]", {}, False) for one in graded]
+
+
+def test_a_benchmark_with_unanswered_requests_is_told_of_and_asked_again(folder: Path, tmp_path: Path) -> None:
+    judge: Any = Sevens(silent=3)
+    mine = plan(folder, tmp_path, benches=("mt_bench",))
+    figures = running.run(mine, judge).set_index(["metric", "model"])
+    assert figures.value[running.UNANSWERED, "start"] == 3
+    assert figures.n[running.UNANSWERED, "start"] == 8
+    assert not (tmp_path / "mt_bench.json").exists()
+    again = running.run(mine, judge).set_index(["metric", "model"])
+    assert (again.value[running.UNANSWERED] == 0).all()
+    assert (again.value[running.UNREADABLE] == 0).all()
+    assert (tmp_path / "mt_bench.json").exists()
+
+
+def test_one_item_alone_has_a_figure_without_an_interval(folder: Path, tmp_path: Path) -> None:
+    judge: Any = Sevens()
+    mine = plan(folder, tmp_path, benches=("mt_bench",), n=1)
+    table = running.run(mine, judge)
+    grade = table.set_index(["metric", "model"]).loc[("grade", "tuned")]
+    assert grade.value == 7
+    assert np.isnan([grade.low, grade.high]).all()
+    pd.testing.assert_frame_equal(running.run(mine, judge), table)
 
 
 def test_official_questions_and_judge_prompts_take_the_place_of_ours(

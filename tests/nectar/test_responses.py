@@ -155,6 +155,30 @@ def test_empty_and_cut_answers_are_drawn_again_three_times_and_then_left_out(
     assert len(asked) == 4  # everything came from the ledger
 
 
+def test_answers_of_a_local_model_are_kept_as_they_come_and_are_that_model_s_alone(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    sample, asked = models.sample, list[int]()
+
+    def counted(lm: models.LM, prompts: list[list[int]], *given: Any, **how: Any) -> list[Sample]:
+        asked.append(len(prompts))
+        if len(asked) == 3:
+            raise KeyboardInterrupt
+        return sample(lm, prompts, *given, **how)
+
+    monkeypatch.setattr(models, "sample", counted)
+    monkeypatch.setattr("starling_nb.nectar.responses.responders.ROWS", 2)
+    questions, how = toy.prompts([f"why {n}" for n in range(6)]), Settings("toy", max_tokens=8, may_be_cut=True)
+    with pytest.raises(KeyboardInterrupt):
+        Local(how, toy.lm(), Ledger(tmp_path / "l.sqlite")).answer(questions, 0, print)
+    Local(how, toy.lm(), Ledger(tmp_path / "l.sqlite")).answer(questions, 0, print)
+    assert asked[3] == 2, "four of six were there"
+    before, other = len(asked), toy.lm()
+    other.model.lm_head.weight.data.mul_(-1)  # type: ignore[union-attr, operator]
+    Local(how, other, Ledger(tmp_path / "l.sqlite")).answer(questions, 0, print)
+    assert asked[before : before + 3] == [2, 2, 2], "another model under the same name is asked itself"
+
+
 # ── endpoints ────────────────────────────────────────────────────────────────────────────────────────────────────
 
 

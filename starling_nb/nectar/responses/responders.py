@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TRIES = 4
 """How often one responder is asked for one answer."""
+ROWS = 512
+"""Answers of a local model that are sampled, and entered into its ledger, together."""
 _DIALOGUE = re.compile(
     r"^\W{0,4}(?:human|assistant)\s?:|^#{2,4} ?(?:human|instruction)\b", re.IGNORECASE | re.MULTILINE
 )
@@ -160,18 +162,19 @@ class Local(Model):
     def _answers(self, ledger: Ledger, prompts: Sequence[Any], attempt: int, seed: int) -> list[tuple[Any, str, bool]]:
         """Each prompt with an answer and whether the token limit ended it: from the ledger, or sampled now."""
         params = {"temperature": self.settings.temperature, "max_tokens": self.settings.max_tokens, "seed": seed}
-        names = [
-            key(self.name, self.settings.messages(prompt), params | {"id": prompt.id}, attempt) for prompt in prompts
-        ]
+        own = params | {"model": self.lm.fingerprint()}
+        names = [key(self.name, self.settings.messages(prompt), own | {"id": prompt.id}, attempt) for prompt in prompts]
         known = {name: entry for name in names if (entry := ledger.get(name)) is not None}
         missing = [n for n, name in enumerate(names) if name not in known]
-        fresh = self._sample([prompts[n] for n in missing], attempt, seed)
-        entered = [
-            Attempt(names[n], prompts[n].id, self.name, attempt, params, "reply", text, "length" if cut else "stop")
-            for n, (text, cut) in zip(missing, fresh, strict=True)
-        ]
-        ledger.append(entered)
-        known |= {entry.key: entry for entry in entered}
+        for first in range(0, len(missing), ROWS):
+            some = missing[first : first + ROWS]
+            fresh = self._sample([prompts[n] for n in some], attempt, seed)
+            entered = [
+                Attempt(names[n], prompts[n].id, self.name, attempt, params, "reply", text, "length" if cut else "stop")
+                for n, (text, cut) in zip(some, fresh, strict=True)
+            ]
+            ledger.append(entered)
+            known |= {entry.key: entry for entry in entered}
         return [
             (prompt, known[name].reply or "", known[name].finish_reason == "length")
             for prompt, name in zip(prompts, names, strict=True)
