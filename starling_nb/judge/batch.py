@@ -16,7 +16,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -91,7 +91,8 @@ class _Run:
     """One call of :meth:`Batches.fill`."""
 
     def __init__(self, judge: Judge, how: Batches) -> None:
-        self.judge, self.how, self.wire, self.jobs = judge, how, judge.wire(), Jobs(judge.ledger)
+        self.judge, self.how, self.wire = judge, how, judge.wire()
+        self.jobs = Jobs(judge.ledger, judge.model, self.wire.where())
         self.tries: Counter[str] = Counter()
         self.reserved: dict[str, dict[str, int]] = {}
         self.new: set[str] = set()  # jobs for which no batch can exist on the server yet
@@ -154,9 +155,13 @@ class _Run:
             return await self._upload(client, job)
         if job.state == "uploaded":
             batch = await self.wire.patiently(lambda: self._create(client, job))
-            self.jobs.step(job.name, "submitted", batch_id=batch.id)
+            self.jobs.step(job.name, "submitted" if batch else "planned", batch_id=batch.id if batch else None)
             return True
-        batch = await self.wire.patiently(lambda: client.batches.retrieve(job.batch_id))
+        batch = await self.wire.patiently(lambda: self._known(client, job))
+        if batch is None:
+            lost = {"error": {"code": "batch_lost", "message": f"{self.wire.where()} does not know the batch any more"}}
+            self._end(job, [self._attempt(name, asked, lost) for name, asked in self.jobs.asked(job.name).items()])
+            return True
         if batch.status not in FINAL:
             return False
         if batch.status == "failed":
@@ -175,16 +180,34 @@ class _Run:
         self.jobs.step(job.name, "uploaded", file_id=uploaded.id)
         return True
 
+    async def _known(self, client: Any, job: Job) -> Any:
+        """The server's batch of this job, None where it knows none."""
+        import openai
+
+        try:
+            return await client.batches.retrieve(job.batch_id)
+        except openai.NotFoundError:
+            return None
+
     async def _create(self, client: Any, job: Job) -> Any:
-        """The server's batch of this job: the one that was created already, if a kill or a cut hid it from us."""
-        if job.name not in self.new:
+        """The server's batch of this job: the one that was created already, if a kill or a cut hid it from us; None
+        where the server does not know the file that an earlier run gave it."""
+        import openai
+
+        earlier = job.name not in self.new
+        if earlier:
             async for batch in client.batches.list(limit=100):
                 if (batch.metadata or {}).get(MARK) == job.name and batch.status != "failed":
                     return batch
         self.new.discard(job.name)
-        return await client.batches.create(
-            input_file_id=job.file_id, endpoint=ENDPOINT, completion_window="24h", metadata={MARK: job.name}
-        )
+        try:
+            return await client.batches.create(
+                input_file_id=job.file_id, endpoint=ENDPOINT, completion_window="24h", metadata={MARK: job.name}
+            )
+        except openai.NotFoundError:
+            if not earlier:
+                raise
+            return None
 
     def _refused(self, job: Job, batch: Any, alone: bool) -> bool:
         """The server would not begin: too much queued already, which passes, or a fault in the requests."""
@@ -207,7 +230,10 @@ class _Run:
                 if (asked := left.pop(str(line.get("custom_id")), None)) is not None:
                     found.append(self._attempt(line["custom_id"], asked, line))
         ended = {"error": {"code": f"batch_{batch.status}", "message": "the batch ended before this request"}}
-        found += [self._attempt(name, asked, ended) for name, asked in left.items()]
+        self._end(job, found + [self._attempt(name, asked, ended) for name, asked in left.items()])
+
+    def _end(self, job: Job, found: Sequence[Attempt]) -> None:
+        """Enter what came of a job, and free what was set aside for it."""
         self.jobs.end(job.name, found)
         for attempt in found:
             most = self.reserved.pop(attempt.key, None)

@@ -42,16 +42,24 @@ class Asked:
 
 
 class Jobs:
-    """The jobs of one ledger; their request files lie in a folder beside it."""
+    """The jobs of one ledger for one model at one address; their request files lie in a folder beside the ledger.
 
-    def __init__(self, ledger: Ledger) -> None:
+    Jobs for others stay where they are until their own judge is asked again.
+    """
+
+    def __init__(self, ledger: Ledger, model: str, address: str) -> None:
         assert ledger.path is not None
         self.ledger = ledger
+        self.owner = (model, address)
         self.folder = ledger.path.with_name(ledger.path.name + ".batches")
 
     def open(self) -> list[Job]:
         """The jobs that are not collected, oldest first."""
-        rows = self.ledger.select("SELECT job, state, file_id, batch_id, requests FROM batches ORDER BY rowid")
+        rows = self.ledger.select(
+            "SELECT job, state, file_id, batch_id, requests FROM batches LEFT JOIN batch_owners USING (job) "
+            "WHERE model IS NULL OR (model = ? AND address = ?) ORDER BY batches.rowid",
+            self.owner,
+        )
         return [Job(*row) for row in rows]
 
     def file(self, job: str) -> Path:
@@ -72,6 +80,13 @@ class Jobs:
         with self.ledger.transaction() as connection:
             connection.execute(
                 "INSERT INTO batches (job, state, requests) VALUES (?, 'planned', ?)", (plan.job, len(plan.rows))
+            )
+            connection.execute("INSERT INTO batch_owners VALUES (?, ?, ?)", (plan.job, *self.owner))
+            # A request that waits at another address moves here, where it was asked for; one that waits here stays.
+            connection.executemany(
+                "DELETE FROM batch_requests WHERE key = ? AND job IN "
+                "(SELECT job FROM batch_owners WHERE NOT (model = ? AND address = ?))",
+                [(row[0], *self.owner) for row in plan.rows],
             )
             connection.executemany("INSERT INTO batch_requests VALUES (?, ?, ?, ?, ?)", plan.rows)
 
@@ -96,6 +111,7 @@ class Jobs:
             insert(connection, found)
             connection.execute("DELETE FROM batch_requests WHERE job = ?", (job,))
             connection.execute("DELETE FROM batches WHERE job = ?", (job,))
+            connection.execute("DELETE FROM batch_owners WHERE job = ?", (job,))
         self.file(job).unlink(missing_ok=True)
         if self.folder.exists() and not any(self.folder.iterdir()):
             self.folder.rmdir()

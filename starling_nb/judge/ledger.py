@@ -34,6 +34,7 @@ CREATE INDEX IF NOT EXISTS replies ON attempts (key) WHERE outcome = 'reply';
 CREATE INDEX IF NOT EXISTS failures ON attempts (key) WHERE outcome <> 'reply';
 CREATE TABLE IF NOT EXISTS batches (
   job TEXT PRIMARY KEY, state TEXT NOT NULL, file_id TEXT, batch_id TEXT, requests INTEGER);
+CREATE TABLE IF NOT EXISTS batch_owners (job TEXT PRIMARY KEY, model TEXT NOT NULL, address TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS batch_requests (
   key BLOB PRIMARY KEY, job TEXT NOT NULL, id TEXT, sample INTEGER, params TEXT) WITHOUT ROWID;
 """

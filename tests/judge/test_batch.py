@@ -202,6 +202,48 @@ def test_a_run_that_dies_at_any_step_is_continued_and_pays_once(
         assert set(backend.answered.values()) == {1}
 
 
+def test_batches_that_no_server_knows_any_more_are_asked_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server forgets its files; then another one takes its place, at another address."""
+
+    def broken(self: Any, *given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    asked, rows = asks("1", "2"), "SELECT state FROM batches"
+    with monkeypatch.context() as patch, server() as (_, url):
+        patch.setattr(batch._Run, "_collect", broken)
+        with pytest.raises(KeyboardInterrupt):
+            judge(url, tmp_path).ask_all(asked)
+        assert Ledger(tmp_path / "l.sqlite").select(rows) == [("submitted",)]
+        with Ledger(tmp_path / "l.sqlite").transaction() as connection:
+            connection.execute("UPDATE batches SET batch_id = 'batch_unknown'")
+        patch.undo()
+        assert [outcome.value for outcome in judge(url, tmp_path).ask_all(asked)] == [1, 2]
+        patch.setattr(batch._Run, "_collect", broken)
+        with pytest.raises(KeyboardInterrupt):
+            judge(url, tmp_path).ask_all(asks("3", "4"))
+    with server() as (backend, url):
+        assert [outcome.value for outcome in judge(url, tmp_path).ask_all(asks("3", "4"))] == [3, 4]
+        assert backend.answered.total() == 2
+    assert Ledger(tmp_path / "l.sqlite").select(rows) == [("submitted",)], "the first server's job is left to it"
+
+
+def test_a_file_that_the_server_does_not_know_any_more_is_sent_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Any, *given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with server() as (backend, url):
+        with monkeypatch.context() as patch:
+            patch.setattr(batch._Run, "_create", broken)
+            with pytest.raises(KeyboardInterrupt):
+                judge(url, tmp_path).ask_all(asks("1"))
+        with Ledger(tmp_path / "l.sqlite").transaction() as connection:
+            connection.execute("UPDATE batches SET file_id = 'file-unknown'")
+        assert [outcome.value for outcome in judge(url, tmp_path).ask_all(asks("1"))] == [1]
+        assert backend.answered.total() == 1
+
+
 def test_a_request_file_that_was_tidied_away_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with server() as (_, url):
         with monkeypatch.context() as broken:
