@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+FRAME = 8
+"""Tokens around each message, rather more than there are."""
+_WORDS = re.compile(r"[A-Za-z]+(?: [A-Za-z]+)*")
 
 
 @dataclass(frozen=True)
@@ -25,10 +29,18 @@ class Request(Generic[T]):
 
     @property
     def most(self) -> dict[str, int]:
-        """Tokens that it may cost at most: a third of the prompt's characters, and the longest reply."""
+        """Tokens that it may cost at most: the longest reply; and of the prompt one for two characters of plain words,
+        one for any other byte (even Chinese and columns of numbers stay below), and some for each message's frame."""
         reply = int(self.params.get("max_completion_tokens") or self.params.get("max_tokens") or 0)
-        prompt = sum(len(message["content"]) for message in self.messages) // 3
+        text = "".join(message["content"] for message in self.messages)
+        others = _WORDS.sub("", text)
+        prompt = (len(text) - len(others) + 1) // 2 + len(others.encode()) + FRAME * len(self.messages)
         return {"prompt_tokens": prompt, "completion_tokens": reply}
+
+    @property
+    def characters(self) -> int:
+        """Length of the prompt."""
+        return sum(len(message["content"]) for message in self.messages)
 
 
 @dataclass(frozen=True)

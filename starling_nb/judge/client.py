@@ -204,12 +204,12 @@ class Judge:
         A quarter of the prompt's characters and, until the ledger holds replies of this model, half the longest
         reply allowed are taken for the tokens of a request.
         """
-        seen = [request.most for request in islice(requests, sample)]
+        seen = list(islice(requests, sample))
         if not seen or total < 1:
             return Forecast(0, 0.0, 0.0 if self.price else None)
         known = self.ledger.mean_tokens(self.model)
-        prompt = 0.75 * sum(most["prompt_tokens"] for most in seen) / len(seen)
-        reply = known[1] if known else 0.5 * sum(most["completion_tokens"] for most in seen) / len(seen)
+        prompt = sum(request.characters for request in seen) / 4 / len(seen)
+        reply = known[1] if known else 0.5 * sum(request.most["completion_tokens"] for request in seen) / len(seen)
         usage = {"prompt_tokens": round(prompt * total), "completion_tokens": round(reply * total)}
         return Forecast(total, sum(usage.values()), self.price.of(usage) if self.price else None)
 

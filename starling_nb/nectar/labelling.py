@@ -34,6 +34,10 @@ if TYPE_CHECKING:
 Each = Callable[[Outcome[Verdict]], object]
 
 
+REPEAT = 1_000_003
+"""Distance between the seeds of repeated questions: far from any seed that a judge is given."""
+
+
 @dataclass(frozen=True)
 class Plan:
     """How candidates are ranked.
@@ -87,7 +91,7 @@ def asked(candidates: Iterable[Candidates], plan: Plan) -> Iterator[tuple[Candid
 
 def requests(candidates: Iterable[Candidates], plan: Plan) -> Iterator[Request[Verdict]]:
     """What the judge is asked, prompt by prompt and pass by pass."""
-    params = judging.PUBLISHED | ({"seed": plan.repeat} if plan.repeat else {})
+    params = judging.PUBLISHED | ({"seed": REPEAT * plan.repeat} if plan.repeat else {})
     for item, passes in asked(candidates, plan):
         for request in passes:
             yield judging.to_request(request, item.prompt.id, params)

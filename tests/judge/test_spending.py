@@ -68,3 +68,19 @@ def test_a_forecast_reads_a_few_requests_and_learns_reply_lengths_from_the_ledge
     assert judge.forecast(requests(), 1000).tokens == pytest.approx(1000 * (1000 + 50), rel=0.01)  # type: ignore[arg-type]
     assert Judge("unheard-of", "http://127.0.0.1:9/v1").forecast(requests(), 5).dollars is None  # type: ignore[arg-type]
     assert judge.forecast([], 0).requests == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "tokens"),
+    [
+        ("你好世界" * 60, 540),
+        ("नमस्ते दुनिया " * 40, 560),
+        ("3.14159, 2718 " * 40, 560),
+        ("Plain words, as people write. " * 40, 282),
+    ],
+)
+def test_what_is_set_aside_for_a_prompt_covers_what_a_small_tokenizer_makes_of_it(text: str, tokens: int) -> None:
+    """Counted with SmolLM2's tokenizer; its 49,152 pieces are fewer than any judge's, so that it needs more of them."""
+    request = Request("1", [{"role": "user", "content": text}], {"max_tokens": 7}, str)
+    assert tokens <= request.most["prompt_tokens"] <= 4 * tokens
+    assert request.most["completion_tokens"] == 7
