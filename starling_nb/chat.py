@@ -80,6 +80,7 @@ class ChatFormat:
         return (
             self.template == other.template
             and self.condition == other.condition
+            and (self.template != "own" or self.tokenizer.chat_template == other.tokenizer.chat_template)
             and self.tokenizer.get_vocab() == other.tokenizer.get_vocab()
         )
 
@@ -128,9 +129,13 @@ class ChatFormat:
         if self.eos_id in kept:
             kept = kept[: kept.index(self.eos_id)]
         text: str = self.tokenizer.decode(kept, skip_special_tokens=True)
-        for token in self._controls:
-            text = text.replace(token, "")
-        return text.strip()
+        return self.without_controls(text).strip()
+
+    def without_controls(self, text: str) -> str:
+        """The text less everything that this tokenizer would take for a control token."""
+        while found := [token for token in self._controls if token in text]:
+            text = text.replace(found[0], "")
+        return text
 
     def _render(self, messages: Sequence[Message]) -> str:
         if self.template == "openchat":

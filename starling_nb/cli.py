@@ -63,13 +63,14 @@ def reproduce(
 
 @app.command()
 def prompts(
-    settings: Annotated[Path, typer.Argument(help="TOML file: sources, filters, evaluation sets, weights.")],
+    source: Annotated[Path, typer.Argument(help="Own prompts (.jsonl, …), or TOML: sources, filters, weights.")],
     out: Annotated[Path, typer.Option(help="File to write, .parquet or .jsonl.")] = Path("prompts.parquet"),
 ) -> None:
     """Collect prompts from data sets: filter, merge duplicates, keep evaluation sets out, mix."""
     from starling_nb.nectar import prompts as collected
 
-    report = collected.build(collected.Settings.from_toml(settings), out)
+    read = collected.Settings.from_toml if source.suffix == ".toml" else collected.Settings.own
+    report = collected.build(read(source), out)
     for name, one in report.sources.items():
         dropped = ", ".join(f"{count} {reason}" for reason, count in one.dropped.items()) or "none"
         typer.echo(f"{name}: {one.read} read, {one.kept} kept, {one.merged} merged, dropped: {dropped}")

@@ -21,7 +21,7 @@ def train_reward(
     base: Annotated[str, typer.Option(help="Backbone: smollm2-135m, a folder or a hub id.")] = "smollm2-135m",
     depth: Annotated[int, typer.Option(min=0, help="Blocks of the backbone that are kept; 0 keeps all.")] = 0,
     loss: Annotated[str, typer.Option(help="k_wise or pairwise.")] = "k_wise",
-    trainable: Annotated[str, typer.Option(help="What learns: last:k, blocks:a-b, lora:r or full.")] = "last:4",
+    trainable: Annotated[str, typer.Option(help="What learns: last:k, blocks:a-b, lora:r, full or head.")] = "last:4",
     readout: Annotated[str, typer.Option(help="Where the score is read: last_token, mean or both.")] = "last_token",
     lr: Annotated[float, typer.Option(help="Learning rate of the blocks.")] = 1e-4,
     head_lr: Annotated[float, typer.Option(help="Learning rate of the head.")] = 1e-3,

@@ -62,8 +62,8 @@ class LM:
         return self.model.device
 
     def fingerprint(self) -> str:
-        """A hash of every weight tensor's first values: two models that were trained apart have two."""
-        return files.hash_value([weight.flatten()[:8].double().tolist() for weight in self.model.parameters()])
+        """:func:`fingerprint` of the model."""
+        return fingerprint(self.model)
 
     def accelerator(self) -> Accelerator:
         """A fresh :class:`accelerate.Accelerator` on this model's device, in mixed precision where it is bfloat16."""
@@ -74,6 +74,11 @@ class LM:
         AcceleratorState._reset_state()
         precision = "bf16" if self.dtype == torch.bfloat16 else "no"
         return Accelerator(cpu=self.device.type == "cpu", mixed_precision=precision)
+
+
+def fingerprint(module: torch.nn.Module) -> str:
+    """A hash of every weight tensor's first values: two models that were trained apart have two."""
+    return files.hash_value([weight.detach().flatten()[:8].double().tolist() for weight in module.parameters()])
 
 
 def shallow(lm: LM, depth: int) -> LM:

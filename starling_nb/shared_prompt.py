@@ -156,6 +156,8 @@ def attend_in_blocks(query: Tensor, key: Tensor, value: Tensor, layout: Layout, 
     """:func:`attend` by FlexAttention, which skips hidden blocks on a GPU."""
     from torch.nn.attention.flex_attention import flex_attention
 
+    # Rotary embeddings leave queries and keys in float32 under autocast; older FlexAttention wants one type.
+    query, key = query.to(value.dtype), key.to(value.dtype)
     flex: Any = _compiled(flex_attention) if query.is_cuda else flex_attention
     found: Tensor = flex(query, key, value, block_mask=layout.block_mask(query.device), scale=scale)
     return found

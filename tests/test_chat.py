@@ -108,6 +108,10 @@ def test_a_class_stands_before_every_role_of_an_openchat_text() -> None:
     assert plain.conditioned("GPT4 Correct").prompt_ids(TWO_TURNS) == plain.prompt_ids(TWO_TURNS)
     assert plain.writes_like(plain.conditioned("GPT4 Correct"))
     assert not plain.writes_like(plain.conditioned("GPT3"))
+    own, other = toy.tokenizer(), toy.tokenizer()
+    assert ChatFormat(own).writes_like(ChatFormat(other))
+    other.chat_template = "{% for m in messages %}" + own.chat_template + "{% endfor %}"
+    assert not ChatFormat(own).writes_like(ChatFormat(other))
     assert form.conditioned("").prompt_ids(TWO_TURNS) == ChatFormat(words, "openchat").prompt_ids(TWO_TURNS)
 
 

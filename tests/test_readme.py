@@ -243,7 +243,8 @@ def test_a_line_that_builds_a_data_set_can_be_read_and_its_recipes_too(command: 
     for recipe in recipes:
         kind: Any = prompts.Settings if name == "prompts" else making.Responders
         assert kind.from_toml(ROOT / recipe)
-    assert name in ("judge", "bias", "train-reward", "score", "tune", "evaluate", "chat") or recipes
+    own = name == "prompts" and rest[0] == "my_prompts.jsonl"
+    assert own or name in ("judge", "bias", "train-reward", "score", "tune", "evaluate", "chat") or recipes
     assert name == "chat" or context.params["out"]
 
 
@@ -356,7 +357,7 @@ def broken(old: str, new: str) -> str:
         ("03.lr=3e-4", "03.lrr=3e-4", "'lrr' is no parameter of 03"),
         ("03.lr=3e-4", "03.lr=small", "not a value of type float"),
         ("--set judge=qwen", "--set jugde=qwen", "'jugde' is no parameter"),
-        ("--profile laptop", "--profile desktop", "profile 'desktop' is unknown"),
+        ("--set 03.lr=3e-4", "--profile desktop", "profile 'desktop' is unknown"),
         ("--only 03", "--only 08", "no notebook '08'"),
         ("--only 03", "--just 03", "No such option"),
         ("starling-nb doctor", "starling-nb surgeon", "No such command"),

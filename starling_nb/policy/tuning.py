@@ -99,8 +99,10 @@ def tune(
     """
     torch.manual_seed(recipe.seed)
     loop = _start(lm, recipe, sampler)
-    own = _name(lm, prompts, recipe, rules or {})
+    own = _name(lm, reward, prompts, recipe, offsets or {}, rules or {})
     resumed = _restore(checkpoint, loop, own)
+    if resumed > recipe.steps:
+        raise TuningError(f"{checkpoint} is at step {resumed} of this run: ask for as many steps, or delete it")
     plain, team = loop.plain, loop.team
     score = RewardOnTrunk(reward, lm, plain.start)
     plain.top.write_into(lm.model.model)
@@ -243,11 +245,19 @@ def _learn(loop: _Loop, parts: Sequence[Minibatch], recipe: Recipe, step: int, e
     return {key: value / (recipe.epochs * len(parts)) for key, value in totals.items()}
 
 
-def _name(lm: LM, prompts: Sequence[Prompt], recipe: Recipe, rules: Mapping[str, tuple[float, Rule]]) -> str:
-    """Names the run that a checkpoint belongs to, of whatever length: start model, prompts, recipe and rules."""
-    told = "".join(key(prompt.messages) for prompt in prompts)
-    told += str({name: weight for name, (weight, _) in rules.items()} or "")
-    return files.sha256(f"{lm.name}{replace(recipe, steps=1)}{told}".encode())
+def _name(
+    lm: LM,
+    reward: RewardModel,
+    prompts: Sequence[Prompt],
+    recipe: Recipe,
+    offsets: Mapping[str, float],
+    rules: Mapping[str, tuple[float, Rule]],
+) -> str:
+    """Names the run that a checkpoint belongs to, of whatever length: both models' weights and all that is asked."""
+    weights = {name: weight for name, (weight, _) in rules.items()}
+    models = [lm.name, lm.fingerprint(), reward.fingerprint()]
+    asked = [key(prompt.messages) for prompt in prompts]
+    return files.hash_value([models, str(replace(recipe, steps=1)), asked, dict(offsets), weights])
 
 
 def _state(loop: _Loop, run: str) -> dict[str, Any]:
@@ -272,7 +282,8 @@ def _load(path: Path, loop: _Loop, run: str) -> None:
     state = torch.load(path, weights_only=True)
     if state.get("run") != run:
         raise TuningError(
-            f"{path} belongs to another run (start model, prompts, recipe or rules): delete it, or go back to that one"
+            f"{path} belongs to another run (start model, reward model, prompts, recipe or rules): delete it, or go "
+            "back to that one"
         )
     loop.plain.load_own_state(sharded.weights_for(loop.plain, state["hydra"]))
     loop.optimizer.load_state_dict(sharded.moments_for(loop.optimizer, state["optimizer"]))

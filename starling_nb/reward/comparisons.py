@@ -211,9 +211,12 @@ def read(
 
 
 def offsets(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]]) -> dict[str, float]:
-    """Mean score of the data set's answers to each prompt, by prompt key.
+    """Mean score of the data set's answers to each prompt, of all its rows, by prompt key.
 
     The K-wise likelihood is the same for scores shifted by any constant per prompt; taking this mean off makes scores
     of different prompts comparable.
     """
-    return {c.prompt_id: float(np.mean(values)) for c, values in zip(comparisons, scores, strict=True)}
+    every: dict[str, list[float]] = {}
+    for comparison, values in zip(comparisons, scores, strict=True):
+        every.setdefault(comparison.prompt_id, []).extend(values)
+    return {prompt: float(np.mean(values)) for prompt, values in every.items()}

@@ -79,15 +79,14 @@ def evaluate(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]
     if table.empty:
         raise MetricError("no comparison prefers one answer to another: there is nothing to measure")
     adjacent = table[table.adjacent]
-    told = [
-        (np.asarray(s), np.asarray(c.ranks)) for c, s in zip(comparisons, scores, strict=True) if len(set(c.ranks)) > 1
-    ]
+    ranked = [(c, np.asarray(s)) for c, s in zip(comparisons, scores, strict=True) if len(set(c.ranks)) > 1]
+    told, asked = [(s, np.asarray(c.ranks)) for c, s in ranked], [c.prompt_id for c, _ in ranked]
     return {
         "pairwise_accuracy": mean_interval(table.right, table.prompt_id),
         "adjacent_accuracy": mean_interval(adjacent.right, adjacent.prompt_id),
-        "top1": mean_interval([float((ranks[s == s.max()] == ranks.min()).mean()) for s, ranks in told]),
-        "kendall_tau": mean_interval([_tau(s, ranks) for s, ranks in told]),
-        "pl_nll": mean_interval([_pl_nll(s, ranks) for s, ranks in told]),
+        "top1": mean_interval([float((ranks[s == s.max()] == ranks.min()).mean()) for s, ranks in told], asked),
+        "kendall_tau": mean_interval([_tau(s, ranks) for s, ranks in told], asked),
+        "pl_nll": mean_interval([_pl_nll(s, ranks) for s, ranks in told], asked),
     }
 
 
@@ -124,12 +123,13 @@ def length_drift(comparisons: Sequence[Comparison], scores: Sequence[Sequence[fl
     Raises:
         MetricError: as :func:`pairs`, or no prompt has answers of different length.
     """
-    sums = []
+    sums: dict[str, Floats] = {}
     for comparison, values in zip(comparisons, _read(comparisons, scores), strict=True):
         words = np.log2([max(1, len(answer.split())) for answer in comparison.answers])
         x, z = words - words.mean(), values - values.mean()
-        sums.append([x @ x, x @ z, z @ z if np.ptp(values) else 0.0, len(x)])
-    every = np.array(sums).reshape(-1, 4)
+        own = np.array([x @ x, x @ z, z @ z if np.ptp(values) else 0.0, len(x)])
+        sums[comparison.prompt_id] = sums.get(comparison.prompt_id, 0.0) + own
+    every = np.array(list(sums.values())).reshape(-1, 4)
     if not every[:, 0].sum():
         raise MetricError("all answers to each prompt have one length: drift with length cannot be measured")
 

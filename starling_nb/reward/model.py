@@ -105,6 +105,10 @@ class RewardModel(nn.Module):
         limit = min(limit or self.window, self.window)
         return self.score_ids(self._fitting(self._encoded(conversations), limit, truncate), batch)
 
+    def fingerprint(self) -> str:
+        """:func:`starling_nb.models.fingerprint`: of decoder and head."""
+        return models.fingerprint(self)
+
     def score_ids(self, encoded: Sequence[Encoded], batch: int = 32) -> list[float]:
         """Scores of prompts with answers as token ids; independent of neighbours and padding.
 

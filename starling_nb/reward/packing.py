@@ -99,9 +99,7 @@ def _fitting(chat: ChatFormat, prompt: list[int], longest: int, limit: int) -> l
 
 
 def together(parts: Sequence[Packed]) -> Packed:
-    """Several packed comparisons in one row, in the given order."""
-    if len(parts) == 1:
-        return parts[0]
+    """Several packed comparisons in one row, in the given order; its layout's masks live as long as the row."""
     ids = torch.cat([part.ids for part in parts])
     return Packed(ids, join([part.layout for part in parts]), sum(part.cut for part in parts))
 

@@ -101,7 +101,7 @@ def train(
     scorer, optimizer = accelerator.prepare(scorer, optimizer)
     plain: Scorer = accelerator.unwrap_model(scorer)
     order = _order(len(prepared), recipe)
-    state = _State(checkpoint, plain, optimizer, _fingerprint(recipe, prepared))
+    state = _State(checkpoint, plain, optimizer, _fingerprint(lm, recipe, prepared))
     history, resumed = state.history, state.restore()
     for step in range(resumed, len(order)):
         scale = _schedule(step, len(order), recipe.warmup)
@@ -220,10 +220,10 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 1.0 - 0.9 * (step - rise) / max(1, steps - rise)
 
 
-def _fingerprint(recipe: Recipe, prepared: Sequence[Prepared]) -> str:
-    """Names the run that a checkpoint belongs to: recipe, ranks and token ids."""
+def _fingerprint(lm: LM, recipe: Recipe, prepared: Sequence[Prepared]) -> str:
+    """Names the run that a checkpoint belongs to: backbone, recipe, ranks and token ids."""
     told = "".join(f"{item.ranks.tolist()}{item.packed.ids.tolist()}" for item in prepared)
-    return files.sha256(f"{replace(recipe, save_every=1)}{told}".encode())
+    return files.sha256(f"{lm.name}{lm.fingerprint()}{replace(recipe, save_every=1)}{told}".encode())
 
 
 class _State:

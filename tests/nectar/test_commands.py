@@ -104,6 +104,15 @@ def test_bad_input_is_one_message_that_says_what_to_do(
     assert "secret" not in str(done.exception)
 
 
+def test_a_file_of_own_prompts_needs_no_settings(tmp_path: Path) -> None:
+    files.write_jsonl(tmp_path / "mine.jsonl", [{"prompt": "Why?"}, {"prompt": "Wer ist das, und warum so spät?"}])
+    done = run("prompts", tmp_path / "mine.jsonl", "--out", tmp_path / "prompts.parquet")
+    assert done.exit_code == 0, done.output
+    assert "prompts.parquet: 2 prompts" in done.output
+    missing = run("prompts", tmp_path / "none.jsonl", "--out", tmp_path / "prompts.parquet")
+    assert "none.jsonl" in str(missing.exception)
+
+
 def test_who_cuts_answers_hears_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     report = Report(filled=1, short=["p"], faults=Counter({("small", "truncated"): 3, ("small", "empty"): 1}))
     monkeypatch.setattr(making, "make", lambda *_: report)

@@ -88,6 +88,8 @@ def test_arms_are_measured_alike_and_kept(tmp_path: Path, monkeypatch: pytest.Mo
     assert (note["recipe"]["lam"], note["recipe"]["lr"], len(note["history"])) == (0.5, 2e-2, 1)
     assert not list(tmp_path.glob("arms/*.pt"))
     assert sorted(path.name for path in (tmp_path / "rewards").iterdir()) == ["full-0", "quarter-0"]
+    centred = [set(arms.reward_model(here, labels, 0)[1]) for labels in ("full", "quarter")]
+    assert centred[0] == centred[1] == {c.prompt_id for c in arms.labelled(here, "full", 0)}
 
     def refuse(*_: object, **__: object) -> None:
         raise AssertionError("trained again")

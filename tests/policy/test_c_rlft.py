@@ -173,6 +173,8 @@ def test_stopping_and_going_on_is_not_stopping_at_all(tmp_path: Path) -> None:
     longer = tune(toy.lm(), ready(toy.lm()), replace(QUICK, epochs=11), checkpoint=path)
     assert longer.history[:20] == due.history
     assert longer.lm.name != due.lm.name
+    with pytest.raises(StarlingError, match="is at step 22 of 20: delete it"):
+        tune(lm, ready(lm), QUICK, checkpoint=path)
     for recipe in (PLAIN, replace(QUICK, others=0.2), replace(QUICK, lr=2e-2)):
         with pytest.raises(StarlingError, match="belongs to another run"):
             tune(lm, ready(lm, recipe), recipe, checkpoint=path)

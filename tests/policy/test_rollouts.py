@@ -9,7 +9,7 @@ import torch
 
 import toy
 from starling_nb import models
-from starling_nb.chat import Encoded
+from starling_nb.chat import ChatFormat, Encoded
 from starling_nb.models import LM
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
 from starling_nb.reward import RewardModel
@@ -97,6 +97,20 @@ def test_scores_from_text_where_the_tokens_are_others() -> None:
     texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
     assert [rollout.score for rollout in rollouts] == pytest.approx(reward.score(texts), abs=1e-5)
     assert all(rollout.means is None for rollout in rollouts)
+
+
+def test_a_text_that_holds_a_control_token_of_the_reward_model_is_scored_without_it() -> None:
+    lm = toy.lm(seed=3)
+    reward = reward_on(lm)
+    reward.chat = ChatFormat(toy.tokenizer(), "llama2")
+    rollouts = roll(lm, capture=())
+    plain = [rollout.text for rollout in rollouts]
+    RewardOnTrunk(reward, lm, 2)(rollouts)
+    due = [rollout.score for rollout in rollouts]
+    for rollout, text in zip(rollouts, plain, strict=True):
+        rollout.text = text[:1] + "</<s>s>" + text[1:]
+    RewardOnTrunk(reward, lm, 2)(rollouts)
+    assert [rollout.score for rollout in rollouts] == due
 
 
 def test_blocks_are_shared_as_far_as_every_weight_and_the_template_agree() -> None:

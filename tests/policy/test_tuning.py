@@ -102,6 +102,13 @@ def test_stopping_and_going_on_is_not_stopping_at_all(changes: dict[str, Any], t
     assert toy.changed(toy.weights(lm.model), third.model) == set()
     weights = {record["kl_weight"] for record in whole.history if "kl_weight" in record}
     assert len(weights) == (6 if "kl_target" in changes else 0)
+    with pytest.raises(TuningError, match="is at step 6 of this run"):
+        tune(toy.lm(), toy.Likes(toy.lm(), "aeiou"), PROMPTS, replace(recipe, steps=2), checkpoint=path)
+    other, start = toy.Likes(toy.lm(), "aeiou"), toy.lm(seed=5)
+    other.v_head.weight.data.add_(1)
+    for model, reward in ((toy.lm(), other), (start, toy.Likes(start, "aeiou"))):
+        with pytest.raises(TuningError, match="belongs to another run"):
+            tune(model, reward, PROMPTS, recipe, checkpoint=path)
     fourth = toy.lm()
     finished = tune(fourth, toy.Likes(fourth, "aeiou"), PROMPTS, recipe, checkpoint=path)
     assert finished.resumed == 6

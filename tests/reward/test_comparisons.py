@@ -59,6 +59,8 @@ def test_offsets_are_the_mean_scores_of_each_prompt(test_part: list[Comparison])
     assert set(found) == {c.prompt_id for c in test_part}
     for i, comparison in enumerate(test_part):
         assert found[comparison.prompt_id] == pytest.approx(i + (len(comparison.answers) - 1) / 2)
+    twice = comparisons.offsets([test_part[0], test_part[0]], [[0.0] * 4, [2.0] * 4])
+    assert twice == {test_part[0].prompt_id: 1.0}
 
 
 def test_rows_are_read_from_parquet_and_json_lines(tmp_path: Path) -> None:

@@ -73,6 +73,13 @@ def test_a_perfect_scorer_and_its_opposite() -> None:
     assert right["pl_nll"].value == pytest.approx((three + math.log1p(math.exp(-1))) / 2)
 
 
+def test_every_interval_counts_prompts_and_not_their_rows() -> None:
+    told = [comparison([1, 2, 3], [4, 5, 6], prompt=f"p{i % 10}") for i in range(40)]
+    found = metrics.evaluate(told, [[3.0, 2.0, 1.0 + i % 4] for i in range(40)])
+    drift = metrics.length_drift(told, [[3.0, 2.0, 1.0 + i % 4] for i in range(40)])
+    assert {name: figure.n for name, figure in (found | drift).items()} == dict.fromkeys([*found, *drift], 10)
+
+
 def test_constant_scores_are_a_coin_and_a_tau_of_zero() -> None:
     found = metrics.evaluate([comparison([2.0, 1.0, 3.0, 4.0], [5, 2, 9, 9])], [[0.7] * 4])
     assert (found["pairwise_accuracy"].value, found["adjacent_accuracy"].value) == (0.5, 0.5)

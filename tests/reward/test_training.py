@@ -214,3 +214,6 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path: Path) -> None:
     for other, data in ((replace(recipe, lr=1e-3), ready), (recipe, ready[:3])):
         with pytest.raises(StarlingError, match="belongs to another run"):
             training.train(lm, data, other, checkpoint=tmp_path / "s.pt")
+    backbone = toy.lm(seed=5)
+    with pytest.raises(StarlingError, match="belongs to another run"):
+        training.train(backbone, prepared(backbone), recipe, checkpoint=tmp_path / "s.pt")

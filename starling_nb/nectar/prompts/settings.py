@@ -181,6 +181,12 @@ class Settings:
             evaluations=[replace(item, path=_beside(path, item.path)) for item in found.evaluations],
         )
 
+    @classmethod
+    def own(cls, path: Path) -> Settings:
+        """What ``data/recipes/own_prompts.toml`` says, for one file of one's own prompts."""
+        recipe = cls.from_toml(files.DATA / "recipes" / "own_prompts.toml")
+        return replace(recipe, sources=[replace(recipe.sources[0], path=str(path))])
+
 
 def _beside(path: Path, name: str) -> str:
     return str(path.parent / name) if name else ""

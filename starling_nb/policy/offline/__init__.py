@@ -152,6 +152,8 @@ def descend(
     plain: Hydra = accelerator.unwrap_model(hydra)
     with team.together():
         history = _restore(checkpoint, plain, optimizer, run)
+        if len(history) > run.steps:
+            raise StarlingError(f"{checkpoint} is at step {len(history)} of {run.steps}: delete it, or ask for as many")
     for step in range(team.agreed(len(history), checkpoint), run.steps):
         means = run.learn(hydra, step, team)
         whole = team.total(torch.stack([value.detach() for value in means.values()])).tolist()

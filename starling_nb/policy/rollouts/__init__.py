@@ -67,11 +67,15 @@ class RewardOnTrunk:
     def __call__(self, rollouts: Sequence[Rollout], batch: int = 32) -> None:
         """Give every rollout its raw score and, where the tokens are the policy's, its ``means``.
 
-        An answer cut by the token cap is scored as if it had ended there.
+        An answer cut by the token cap is scored as if it had ended there. A reward model of other tokens reads the
+        text, less what it would take for control tokens, and loses the oldest tokens of what is too long for it.
         """
         if not self.same_tokens:
-            texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]
-            for rollout, score in zip(rollouts, self.reward.score(texts, batch), strict=True):
+            said = [self.reward.chat.without_controls(r.text) for r in rollouts]
+            texts = [
+                [*r.prompt.messages, {"role": "assistant", "content": t}] for r, t in zip(rollouts, said, strict=True)
+            ]
+            for rollout, score in zip(rollouts, self.reward.score(texts, batch, truncate=True), strict=True):
                 rollout.score = score
             return
         closed = [self._closed(rollout.sample) for rollout in rollouts]

@@ -107,19 +107,26 @@ def labelled(ground: Ground, labels: str, seed: int) -> list[Comparison]:
 
 
 def reward_model(ground: Ground, labels: str, seed: int) -> tuple[RewardModel, dict[str, float]]:
-    """A reward model trained on the labels, and what is taken off each prompt's scores; trained once and kept."""
+    """A reward model trained on the labels, and what is taken off each prompt's scores; trained once and kept.
+
+    Scores of *every* training prompt are centred, those of prompts without a label too: a policy meets them all.
+    """
     folder = ground.folder / "rewards" / f"{labels}-{seed}"
+    half_done = folder.with_name(f"{folder.name}.pt")
     if not (folder / "offsets.json").exists():
         lm = shallow(ground.lm, ground.depth)
         train = labelled(ground, labels, seed)
         recipe = replace(ground.reward, seed=seed)
         ready = scoring.prepare(lm, train, recipe.trainable, ground.named(f"trunk, {labels} labels"))
         said = ground.named(f"reward model, {labels} labels, seed {seed}")
-        scorer, _, _ = training.train(lm, ready, recipe, checkpoint=folder / "training.pt", report=said)
+        scorer, _, _ = training.train(lm, ready, recipe, checkpoint=half_done, report=said)
         scoring.assemble(lm, scorer).save_pretrained(folder, {"base": lm.name, "labels": labels})
+        if labels == "quarter":
+            train = labelled(ground, "full", seed)
+            ready = scoring.prepare(lm, train, recipe.trainable, ground.named("trunk, all prompts"))
         ranked = scoring.predict(scorer, ready, lm.dtype)
         files.write_json(folder / "offsets.json", comparisons.offsets(train, ranked))
-        (folder / "training.pt").unlink(missing_ok=True)
+        half_done.unlink(missing_ok=True)
     model = RewardModel.from_pretrained(folder, dtype=ground.lm.dtype)
     return model, files.read_json(folder / "offsets.json")
 

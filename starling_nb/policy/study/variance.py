@@ -65,10 +65,10 @@ def _parts(table: Floats) -> Floats:
         pairs = prompts * (prompts - 1) * seeds * (seeds - 1)
         return float(((effect.sum((2, 3)) ** 2 - same) / pairs).mean())
 
-    apart = table - table.mean((0, 1, 3), keepdims=True)
-    whole = float(((apart.sum(2) ** 2 - (apart**2).sum(2)) / (prompts * (prompts - 1))).mean())
+    by_seed = table - table.mean(3, keepdims=True)
+    seed = float(((by_seed.sum(2) ** 2 - (by_seed**2).sum(2)).sum(2) / (prompts * (prompts - 1) * (seeds - 1))).mean())
     labels, method, both = (shared(effect) for effect in (by_labels, by_method, by_both))
-    return np.array([labels, method, both, whole - labels - method - both, labels - method])
+    return np.array([labels, method, both, seed, labels - method])
 
 
 def _jackknife(table: Floats, axis: int) -> Floats:
