@@ -14,6 +14,7 @@ unreadable preferences among them, and the win rate that the official command li
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
 import sys
 import tempfile
@@ -195,6 +196,22 @@ def coverage(runs: int, folder: Path) -> dict[str, Any]:
     }
 
 
+def near_even(runs: int) -> dict[str, Any]:
+    """The same without a reference and near 50 %, where the penalty sets coefficients to 0: answers of any length."""
+    found = {}
+    for rows, rate in itertools.product((40, 88, 805), (0.5, 0.56)):
+        draw, hits, widths = np.random.default_rng(rows), 0, []
+        for _ in range(runs):
+            lengths = draw.integers(100, 900, (rows, 2))
+            texts = {f"output_{side + 1}": ["x" * n for n in lengths[:, side]] for side in (0, 1)}
+            won = {"instruction": [str(row) for row in range(rows)], "preference": 1.0 + (draw.random(rows) < rate)}
+            told = length_controlled_win_rate(pd.DataFrame(won | texts), model="length_controlled_minimal")
+            hits += told.low <= 100 * rate <= told.high
+            widths.append(told.high - told.low)
+        found[f"{rows} rows, {100 * rate:.0f} %"] = {"covered": hits / runs, "narrowest": min(widths), "runs": runs}
+    return found
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Compare, time, simulate, and keep the record."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -217,6 +234,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found["files"] = through_files(module, reference, table, folder)
         found["processor_seconds_805_rows"] = timed(module, reference, table, options.rounds)
         found["coverage"] = coverage(options.runs, folder / "coverage")
+        found["coverage_near_even"] = near_even(options.runs // 2)
     keep("length_control.json", found)
 
 
