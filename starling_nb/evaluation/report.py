@@ -112,9 +112,8 @@ def head_to_head(
     outcomes, names = judge.ask_all(asked), ("start", "tuned")
     table = alpaca_eval.annotate(asked_for, answers["start"], answers["tuned"], outcomes, generators=names)
     wins = alpaca_eval.win_rate(table, seed=seed)
-    return HeadToHead(
-        wins, _at_equal_length(table, wins.n), conversations, answers, annotators.verdicts(outcomes, names), table
-    )
+    even, verdicts = _at_equal_length(table, wins.n), annotators.verdicts(outcomes, names)
+    return HeadToHead(wins, even, conversations, answers, verdicts, table, outcomes)
 
 
 def _at_equal_length(table: pd.DataFrame, n: int) -> length_control.LengthControlled | None:

@@ -71,6 +71,13 @@ def test_every_benchmark_gives_figures_with_intervals(done: tuple[Path, pd.DataF
     pd.testing.assert_frame_equal(pd.read_csv(out / "evaluation.csv"), table)
 
 
+def test_every_judged_benchmark_tells_of_the_replies_that_it_asked_for(done: tuple[Path, pd.DataFrame]) -> None:
+    told = done[1][done[1].metric == running.UNANSWERED].set_index(["bench", "model"])
+    asked = {("mt_bench", "start"): 8, ("mt_bench", "tuned"): 8, ("alpaca_eval", "tuned"): 8}
+    assert told.n.to_dict() == asked
+    assert set(told.value) == {0.0}
+
+
 def test_a_change_is_the_tuned_figure_less_the_start_one(done: tuple[Path, pd.DataFrame]) -> None:
     figures = done[1].set_index(["bench", "metric", "model"])["value"].sort_index()
     for bench, metric in [("mt_bench", "grade"), ("mmlu", "accuracy"), ("safety", "compliance")]:
