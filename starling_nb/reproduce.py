@@ -215,19 +215,19 @@ def _input_hash(out: Path, name: str) -> str:
 def _settle(out: Path, record: dict[str, Any], result: Result) -> None:
     """Mark every stage of the folder, planned or not, whose numbers no longer belong to this run: it stands on one that
     failed, or on one that has changed since; and take the mark away where that is no longer so."""
-    lost = {result.failed: f"{result.failed} failed"} if result.failed else {}
+    failed, stale = {result.failed} if result.failed else set[str](), set[str]()
     for name, entry in sorted(record["stages"].items()):
-        needs = entry["components"]["inputs"]
-        if entry["status"] not in ("done", "stale") or name in lost:
+        if entry["status"] not in ("done", "stale") or name in failed:
             continue
-        failed = [need for need in needs if lost.get(need, "").endswith("failed")]
-        changed = [need for need, was in needs.items() if need in lost or _handed_over(out, need) != was]
-        if failed:
-            lost[name] = f"{failed[0]} failed"
-            entry |= {"status": "blocked", "error": lost[name]}
+        needs = entry["components"]["inputs"]
+        broken = [need for need in needs if need in failed]
+        changed = [need for need, was in needs.items() if need in stale or _handed_over(out, need) != was]
+        if broken:
+            failed.add(name)
+            entry |= {"status": "blocked", "error": f"{broken[0]} failed"}
         elif changed:
-            lost[name] = f"{changed[0]} has changed since: run this stage again"
-            entry |= {"status": "stale", "error": lost[name]}
+            stale.add(name)
+            entry |= {"status": "stale", "error": f"{changed[0]} has changed since: run this stage again"}
         else:
             entry |= {"status": "done", "error": None}
 
