@@ -1,8 +1,10 @@
 """The study of policies: every method, its labels, its blocks and the switches of its recipe over several seeds.
 
-    python -m benchmarks.study [CHAPTER ...] [--workers 2] [--out outputs/study]
+    python -m benchmarks.study [CHAPTER ...] [--workers 2] [--out outputs/study] [--record benchmarks/results/study]
 
 Hours on two cores, and resumable arm by arm: each is a process of its own with one thread, and is kept when it is done.
+With ``--record`` the arms of an earlier record count as done too: a study goes on, chapter by chapter, on another
+machine.
 ``trials`` come first: every method gets the same learning rates, for fewer steps, on validation prompts; the best goes
 into all other chapters, which are measured on test prompts. A rate at which a guard stops the method while it learns,
 for any seed of ``methods``, is not one to tune with: its next best takes its place, for all seeds, as the record says.
@@ -89,7 +91,7 @@ def chosen(folder: Path) -> dict[str, str]:
     for method, rate in itertools.product(METHODS, RATES):
         if ruled_out(folder, Arm(method, changes=(f"lr={rate}",))):
             table = table[(table.method != method) | (table.changes != f"lr={rate} {TRIAL}")]
-    best = effects.best_rate(table)
+    best = effects.best_rate(table[table.method.isin(METHODS)])
     if lost := [method for method in METHODS if method not in best]:
         raise StarlingError(f"guards have stopped {', '.join(lost)} at every rate: add a smaller one to RATES")
     return {method: changes.removesuffix(f" {TRIAL}") for method, changes in best.items()}
@@ -153,11 +155,11 @@ def alone(asked: argparse.Namespace, arm: Arm) -> None:
         arms.run(ground(asked.out, asked.profile), arm)
     except TuningError as error:
         print(f"stopped: {error}", flush=True)
-        files.write_json(_stop(asked.out, arm), {"reason": str(error), "git": manifest.git()})
+        files.write_json(_stop(asked.out, arm), {"reason": str(error)})
         _kept(asked.out, arm).with_suffix(".pt").unlink(missing_ok=True)
         return
     note = _kept(asked.out, arm).with_suffix(".json")
-    files.write_json(note, {"git": manifest.git(), **files.read_json(note)})
+    files.write_json(note, {"commits": [manifest.git()["commit"]], **files.read_json(note)})
 
 
 def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
@@ -176,13 +178,36 @@ def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
             list(pool.map(lambda arm: ruled_out(asked.out, arm) or child(asked, "--arm", arm.name), left))
 
 
+def unpack(record: Path, folder: Path, profile: str) -> None:
+    """Lay the arms of a record into ``folder``, but for those that are there: a row a prompt of each, no weights.
+
+    Raises:
+        StarlingError: a study of another profile or recipe.
+    """
+    about, rows = files.read_json(record / "policy.json"), effects.read(record / "policy.parquet")
+    ours = {"profile": profile, "recipe": asdict(ground(folder, profile).recipe)}
+    if ours != {name: about[name] for name in ours}:
+        raise StarlingError(f"{record} is a study of another profile or recipe: leave --record out")
+    for name, reason in about["stopped"].items():
+        files.write_json(folder / "arms" / f"{name}.stopped.json", {"reason": reason})
+    own = rows.assign(method=rows.method.where(~rows.method.str.startswith("best of "), "start"))
+    for key, places in own.groupby([*effects.ARM, "split", "seed"], sort=False).groups.items():
+        method, labels, start, changes, split, seed = key
+        arm = Arm(method, seed, labels, start, tuple(changes.split()), split)
+        if method != effects.DEMONSTRATION and not over(folder, arm):
+            history = pd.DataFrame(about["steps"][arm.name]).to_dict("records")
+            files.write_json(_kept(folder, arm).with_suffix(".json"), {"commits": about["commits"], "history": history})
+            with files.replacing(_kept(folder, arm)) as part:
+                rows.loc[places].to_parquet(part)
+
+
 def gather(folder: Path, profile: str) -> None:
     """Write what there is of all chapters into the committed record."""
     rates = chosen(folder)
     every = [*trials(), *(arm for part in chapters(rates).values() for arm in part)]
     found = [arm for arm in every if _kept(folder, arm).exists()]
     tables = [pd.read_parquet(_kept(folder, arm)) for arm in found]
-    tables += [best(table) for arm, table in zip(found, tables, strict=True) if arm.method == "start"]
+    tables += [best(table) for table in tables if (table.method == "start").all()]
     tables.append(demonstrated(folder, profile))
     numbers = ["utility", "facts", "words", "eos", "reward", "kl"]
     every_column = [table.reindex(columns=[*KEPT, *numbers]) for table in tables]
@@ -195,7 +220,7 @@ def gather(folder: Path, profile: str) -> None:
     steps = {name: pd.DataFrame(note["history"]).round(6).to_dict("list") for name, note in notes.items()}
     stops = {path.name.removesuffix(".stopped.json"): path for path in (folder / "arms").glob("*.stopped.json")}
     reasons = {name: files.read_json(path)["reason"] for name, path in sorted(stops.items())}
-    commits = sorted({note["git"]["commit"] for note in notes.values()})
+    commits = sorted({commit for note in notes.values() for commit in note["commits"]})
     about = {"profile": profile, "rates": rates, "stopped": reasons, "recipe": asdict(ground(folder, profile).recipe)}
     records.keep("study/policy.json", about | {"commits": commits, "missing": len(every) - len(found), "steps": steps})
 
@@ -223,6 +248,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--profile", default="study")
     parser.add_argument("--out", type=Path, default=files.ROOT / "outputs" / "study")
+    parser.add_argument("--record", type=Path, help="a folder like benchmarks/results/study, whose arms count as done")
     parser.add_argument("--reward", choices=arms.LABELS, help="train one reward model, and no more")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--arm", help="run one arm by its name, and no more")
@@ -240,6 +266,8 @@ def main() -> None:
         return
     if unknown := [name for name in asked.chapter if name not in parts[0]]:
         parser.error(f"unknown chapter {', '.join(unknown)}: choose from {', '.join(parts[0])}")
+    if asked.record:
+        unpack(asked.record, asked.out, asked.profile)
     run(asked, trials())
     for name in asked.chapter or parts[0]:
         while not all(over(asked.out, arm) for arm in chapters(chosen(asked.out))[name]):

@@ -57,6 +57,24 @@ def test_a_rate_at_which_a_guard_stops_a_method_gives_way_to_the_next_best(tmp_p
         study.chosen(tmp_path)
 
 
+def test_a_study_goes_on_from_its_committed_record(tmp_path: Path) -> None:
+    record = records.FOLDER / "study"
+    about, rows = files.read_json(record / "policy.json"), pd.read_parquet(record / "policy.parquet")
+    study.unpack(record, tmp_path, about["profile"])
+    assert study.chosen(tmp_path) == about["rates"]
+    every = [*study.trials(), *(arm for part in study.chapters(about["rates"]).values() for arm in part)]
+    assert {arm.name for arm in every if study.over(tmp_path, arm)} == set(about["steps"])
+    one = next(arm for arm in every if arm.method == "start" and arm.split == "test")
+    kept = pd.read_parquet(tmp_path / "arms" / f"{one.name}.parquet")
+    same = (rows.split == "test") & (rows.seed == one.seed) & (rows.start == one.start)
+    assert kept.equals(rows[same & (rows.method.isin(["start", "best of 3"]))])
+    (tmp_path / "arms" / f"{one.name}.parquet").write_bytes(b"of this machine")
+    study.unpack(record, tmp_path, about["profile"])
+    assert (tmp_path / "arms" / f"{one.name}.parquet").read_bytes() == b"of this machine"
+    with pytest.raises(StarlingError, match="another profile or recipe"):
+        study.unpack(record, tmp_path, "laptop")
+
+
 @given(
     st.recursive(
         st.none() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),

@@ -196,8 +196,11 @@ def _tuned(ground: Ground, arm: Arm, lm: LM, recipe: Recipe) -> tuple[Hydra, lis
 def _beyond(ground: Ground, arm: Arm, lm: LM, recipe: Recipe) -> Hydra:
     """The policy of an arm's APA, extrapolated; ``lm`` becomes it."""
     tuned = replace(arm, method="apa")
+    weights = ground.folder / "arms" / f"{tuned.name}.safetensors"
+    if not weights.exists():  # an arm may come from a record, which keeps no weights
+        weights.with_suffix(".parquet").unlink(missing_ok=True)
     run(ground, tuned)
-    policy = checkpoint.load(lm, ground.folder / "arms" / f"{tuned.name}.safetensors")
+    policy = checkpoint.load(lm, weights)
     hydra = Hydra(lm, recipe.trainable)
     hydra.top = Hydra(extrapolate(lm, policy, BEYOND), recipe.trainable).top
     hydra.top.write_into(lm.model.model)
