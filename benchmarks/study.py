@@ -41,7 +41,7 @@ from starling_nb.policy.offline import baselines, c_rlft
 from starling_nb.policy.recipe import PARTS, PUBLISHED, SCALED, Recipe, TuningError
 from starling_nb.policy.study import arms, effects
 from starling_nb.policy.study.arms import Arm, Ground
-from starling_nb.reward import comparisons, training
+from starling_nb.reward import comparisons, scoring, training
 from starling_nb.runner import manifest
 
 SEEDS = (0, 1, 2)
@@ -169,9 +169,11 @@ def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
             line = [sys.executable, "-m", "starling_nb", "reproduce", "--only", "01", "--out", str(asked.out / name)]
             subprocess.run([*line, "--profile", asked.profile, *settings], check=True)
     rewards = sorted({(labels, arm.seed) for arm in wanted for labels in ("full", arm.labels)})
-    missing = [one for one in rewards if not (asked.out / "rewards" / "{}-{}".format(*one) / "offsets.json").exists()]
+    names = [f"{labels}-{seed}" for labels, seed in rewards]
+    missing = [name for name in names if not (asked.out / "rewards" / name / "offsets.json").exists()]
+    shares = [share for i in range(asked.workers) if (share := missing[i :: asked.workers])]
     with ThreadPoolExecutor(asked.workers) as pool:
-        list(pool.map(lambda one: child(asked, "--reward", one[0], "--seed", str(one[1])), missing))
+        list(pool.map(lambda share: child(asked, "--reward", *share), shares))
         # A start model is trained by its own arm; those that begin with it find it there.
         for starts in (True, False):
             left = [arm for arm in wanted if (arm.method == "start") is starts and not over(asked.out, arm)]
@@ -249,12 +251,13 @@ def main() -> None:
     parser.add_argument("--profile", default="study")
     parser.add_argument("--out", type=Path, default=files.ROOT / "outputs" / "study")
     parser.add_argument("--record", type=Path, help="a folder like benchmarks/results/study, whose arms count as done")
-    parser.add_argument("--reward", choices=arms.LABELS, help="train one reward model, and no more")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--reward", nargs="+", metavar="LABELS-SEED", help="train these reward models, and no more")
     parser.add_argument("--arm", help="run one arm by its name, and no more")
     asked = parser.parse_args()
     if asked.reward:
-        arms.reward_model(ground(asked.out, asked.profile), asked.reward, asked.seed)
+        common, trunk = ground(asked.out, asked.profile), dict[str, scoring.Prepared]()
+        for labels, _, seed in (name.rpartition("-") for name in asked.reward):
+            arms.reward_model(common, labels, int(seed), trunk)
         return
     parts = [chapters(dict.fromkeys(METHODS, f"lr={rate}")) for rate in RATES]
     if asked.arm:

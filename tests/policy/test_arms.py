@@ -4,19 +4,24 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import toy
 from starling_nb import files
 from starling_nb.errors import StarlingError
+from starling_nb.models import LM
 from starling_nb.nectar import dataset
 from starling_nb.policy.offline import c_rlft
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.study import arms
 from starling_nb.policy.study.arms import Arm, Ground
 from starling_nb.reward import training
+from starling_nb.reward.comparisons import Comparison
+from starling_nb.reward.scoring import Prepared
 
 RECIPE = Recipe(
     steps=1,
@@ -70,6 +75,35 @@ def test_labels_are_what_their_names_say(tmp_path: Path) -> None:
         arms.labelled(here, "naive", 0)
     with pytest.raises(StarlingError, match="choose one of full"):
         arms.labelled(here, "half", 0)
+
+
+def test_reward_models_of_all_labels_and_seeds_share_one_pass_of_the_trunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    alone, together, prepared = ground(tmp_path / "alone"), ground(tmp_path / "together"), []
+    plain = arms.scoring.prepare
+
+    def counted(lm: LM, found: list[Comparison], *other: Any) -> list[Prepared]:
+        prepared.append(len(found))
+        return plain(lm, found, *other)
+
+    monkeypatch.setattr(arms.scoring, "prepare", counted)
+    trunk: dict[str, Prepared] = {}
+    for labels, seed in (("noise", 0), ("quarter", 1)):
+        before, offsets = arms.reward_model(alone, labels, seed)
+        after, same = arms.reward_model(together, labels, seed, trunk)
+        assert offsets == pytest.approx(same, abs=1e-5)
+        assert torch.allclose(before.v_head.weight, after.v_head.weight, atol=1e-6)
+    everything = len(arms.labelled(alone, "full", 0))
+    assert prepared == [everything, everything, everything, 0]
+
+
+def test_a_policy_of_a_record_is_tuned_again_where_its_weights_are_needed(tmp_path: Path) -> None:
+    here = ground(tmp_path)
+    tuned = arms.run(here, Arm("apa"))
+    (tmp_path / "arms" / f"{Arm('apa').name}.safetensors").unlink()
+    assert arms.run(here, Arm("expo")).kl.mean() > tuned.kl.mean()
+    pd.testing.assert_frame_equal(arms.run(here, Arm("apa")), tuned)
 
 
 def test_arms_are_measured_alike_and_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

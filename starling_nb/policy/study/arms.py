@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
+import torch
 
 from starling_nb import files
 from starling_nb.errors import StarlingError
@@ -26,6 +27,7 @@ from starling_nb.policy.recipe import Recipe, parsed
 from starling_nb.policy.rollouts import RewardOnTrunk
 from starling_nb.reward import RewardModel, comparisons, scoring, training
 from starling_nb.reward.comparisons import Comparison
+from starling_nb.reward.scoring import Prepared
 
 Named = Callable[[str], Callable[[int, int, dict[str, float]], None]]
 ONLINE = ("apa", "ppo", "p3o", "rloo")
@@ -106,29 +108,41 @@ def labelled(ground: Ground, labels: str, seed: int) -> list[Comparison]:
     return found
 
 
-def reward_model(ground: Ground, labels: str, seed: int) -> tuple[RewardModel, dict[str, float]]:
+def reward_model(
+    ground: Ground, labels: str, seed: int, trunk: dict[str, Prepared] | None = None
+) -> tuple[RewardModel, dict[str, float]]:
     """A reward model trained on the labels, and what is taken off each prompt's scores; trained once and kept.
 
     Scores of *every* training prompt are centred, those of prompts without a label too: a policy meets them all.
+    ``trunk`` holds what models of other labels and seeds have left of the frozen trunk, which is the same for all.
     """
     folder = ground.folder / "rewards" / f"{labels}-{seed}"
     half_done = folder.with_name(f"{folder.name}.pt")
     if not (folder / "offsets.json").exists():
         lm = shallow(ground.lm, ground.depth)
-        train = labelled(ground, labels, seed)
-        recipe = replace(ground.reward, seed=seed)
-        ready = scoring.prepare(lm, train, recipe.trainable, ground.named(f"trunk, {labels} labels"))
+        recipe, trunk = replace(ground.reward, seed=seed), {} if trunk is None else trunk
+        train, every = (labelled(ground, x, seed) for x in (labels, "full" if labels == "quarter" else labels))
+        ready = _on_trunk(ground, lm, every, trunk)
+        learned = {c.prompt_id for c in train}
+        own = [one for one, c in zip(ready, every, strict=True) if c.prompt_id in learned]
         said = ground.named(f"reward model, {labels} labels, seed {seed}")
-        scorer, _, _ = training.train(lm, ready, recipe, checkpoint=half_done, report=said)
+        scorer, _, _ = training.train(lm, own, recipe, checkpoint=half_done, report=said)
         scoring.assemble(lm, scorer).save_pretrained(folder, {"base": lm.name, "labels": labels})
-        if labels == "quarter":
-            train = labelled(ground, "full", seed)
-            ready = scoring.prepare(lm, train, recipe.trainable, ground.named("trunk, all prompts"))
         ranked = scoring.predict(scorer, ready, lm.dtype)
-        files.write_json(folder / "offsets.json", comparisons.offsets(train, ranked))
+        files.write_json(folder / "offsets.json", comparisons.offsets(every, ranked))
         half_done.unlink(missing_ok=True)
     model = RewardModel.from_pretrained(folder, dtype=ground.lm.dtype)
     return model, files.read_json(folder / "offsets.json")
+
+
+def _on_trunk(ground: Ground, lm: LM, found: Sequence[Comparison], trunk: dict[str, Prepared]) -> list[Prepared]:
+    """Comparisons after the frozen trunk, under their own ranks; computed where ``trunk`` has no such answers."""
+    keys = [files.hash_value([c.messages, c.answers]) for c in found]
+    new = {key: c for key, c in zip(keys, found, strict=True) if key not in trunk}
+    said = ground.named("trunk of reward models")
+    trunk.update(zip(new, scoring.prepare(lm, list(new.values()), ground.reward.trainable, said), strict=True))
+    ranks = [torch.tensor(c.ranks, dtype=torch.float64) for c in found]
+    return [replace(trunk[key], ranks=own) for key, own in zip(keys, ranks, strict=True)]
 
 
 def start_model(ground: Ground, arm: Arm) -> LM:
