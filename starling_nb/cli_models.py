@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import threading
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -80,10 +81,36 @@ def score(
     typer.echo(f"{found.to_string(index=False)}\n{out}")
 
 
+@app.command("serve-reward")
+def serve_reward(
+    reward: Annotated[str, typer.Argument(help="Reward model: a folder or a hub id.")],
+    port: Annotated[int, typer.Option(min=0, help="0 for any that is free.")] = 0,
+    address: Annotated[Path | None, typer.Option(help="A file that gets the address when the model is ready.")] = None,
+    attached: Annotated[bool, typer.Option("--attached", help="End when standard input ends.")] = False,
+) -> None:
+    """Hold a reward model on a card of its own; tune --reward ADDRESS asks it from any number of processes."""
+    from starling_nb import files, models
+    from starling_nb.reward import RewardModel, serving
+
+    stop, where = serving.serve(RewardModel.from_pretrained(reward, dtype=models.native_dtype()), reward, port)
+    typer.echo(where)
+    try:
+        if address is not None:
+            files.write_text(address, where)
+        if attached:
+            sys.stdin.read()
+        else:
+            threading.Event().wait()
+    except KeyboardInterrupt:
+        pass
+    finally:
+        stop()
+
+
 @app.command()
 def tune(
     data: Annotated[Path, typer.Argument(help="Prompts, as starling-nb prompts writes them.")],
-    reward: Annotated[str, typer.Option(help="Reward model: a folder or a hub id.")],
+    reward: Annotated[str, typer.Option(help="Reward model: a folder, a hub id, or a served one's address.")],
     out: Annotated[Path, typer.Option(help="Folder for the policy, its evaluation and the checkpoint.")] = Path(
         "policy"
     ),

@@ -174,11 +174,8 @@ def settings(command: str) -> list[tuple[str, str, str]]:
 
 MAKES, LINES = commands(ALL, "make"), commands(ALL, "starling-nb")
 RUNS = [line for line in LINES if words(line)[1] == "reproduce"]
-BUILDS = [
-    line
-    for line in LINES
-    if words(line)[1] in ("prompts", "respond", "judge", "bias", "train-reward", "score", "tune", "evaluate", "chat")
-]
+WHOLE = ("judge", "bias", "train-reward", "score", "serve-reward", "tune", "evaluate", "chat")
+BUILDS = [line for line in LINES if words(line)[1] in ("prompts", "respond", *WHOLE)]
 JUDGES = [value for line in RUNS for _, name, value in settings(line) if name == "judge"]
 
 
@@ -244,8 +241,8 @@ def test_a_line_that_builds_a_data_set_can_be_read_and_its_recipes_too(command: 
         kind: Any = prompts.Settings if name == "prompts" else making.Responders
         assert kind.from_toml(ROOT / recipe)
     own = name == "prompts" and rest[0] == "my_prompts.jsonl"
-    assert own or name in ("judge", "bias", "train-reward", "score", "tune", "evaluate", "chat") or recipes
-    assert name == "chat" or context.params["out"]
+    assert own or name in WHOLE or recipes
+    assert name in ("chat", "serve-reward") or context.params["out"]
 
 
 def test_the_rankings_that_are_measured_are_those_that_a_notebook_writes() -> None:

@@ -23,7 +23,8 @@ from starling_nb.policy.rewards.rules import Rule
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
 from starling_nb.policy.rollouts import vllm as vllm_rollouts
 from starling_nb.progress import named
-from starling_nb.reward import RewardModel
+from starling_nb.reward import serving
+from starling_nb.reward.serving import Reward
 from starling_nb.stats import paired_difference
 
 
@@ -34,7 +35,7 @@ class Plan:
     data: Path
     """Prompts, as ``starling-nb prompts`` writes them."""
     reward: str
-    """The reward model: a folder or a hub id."""
+    """The reward model: a folder, a hub id, or the address of a served one."""
     out: Path
     """Folder for the policy, its evaluation and the checkpoint."""
     base: str = models.EMBEDDED
@@ -76,7 +77,7 @@ def run(plan: Plan) -> Done | None:
     processes = PartialState(cpu=models.device() == "cpu")
     with processes.main_process_first():  # it may have to fetch and convert the model
         lm = models.load(plan.base, dtype=plan.dtype)
-    reward = RewardModel.from_pretrained(plan.reward, dtype=lm.dtype)
+    reward = serving.load(plan.reward, dtype=lm.dtype)
     parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
     for prompt in making.prompts(plan.data):
         parts[split_of(prompt.messages)].append(prompt)
@@ -118,9 +119,7 @@ def _sampler(plan: Plan, lm: LM, prompts: Sequence[Any]) -> Callable[..., list[m
     return vllm_rollouts.start(lm, plan.out / "vllm", max_model_len=longest + plan.recipe.max_new_tokens)
 
 
-def _table(
-    hydra: Hydra, start: LM, tuned: LM, reward: RewardModel, prompts: Sequence[Any], recipe: Recipe
-) -> pd.DataFrame:
+def _table(hydra: Hydra, start: LM, tuned: LM, reward: Reward, prompts: Sequence[Any], recipe: Recipe) -> pd.DataFrame:
     """Reward, tokens, share of answers that end, before and after with the same random numbers; the divergence."""
     score = RewardOnTrunk(reward, start, hydra.start)
     sides: dict[str, list[Rollout]] = {}

@@ -26,7 +26,7 @@ from starling_nb.policy.parallel.sharing import Team, everybodys
 from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.rewards.rules import Rule, added
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
-from starling_nb.reward.model import RewardModel
+from starling_nb.reward.serving import Reward
 
 __all__ = ["Recipe", "Tuned", "TuningError", "tune"]
 
@@ -72,7 +72,7 @@ class _Loop:
 
 def tune(
     lm: LM,
-    reward: RewardModel,
+    reward: Reward,
     prompts: Sequence[Prompt],
     recipe: Recipe,
     *,
@@ -247,7 +247,7 @@ def _learn(loop: _Loop, parts: Sequence[Minibatch], recipe: Recipe, step: int, e
 
 def _name(
     lm: LM,
-    reward: RewardModel,
+    reward: Reward,
     prompts: Sequence[Prompt],
     recipe: Recipe,
     offsets: Mapping[str, float],

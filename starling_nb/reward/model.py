@@ -105,6 +105,13 @@ class RewardModel(nn.Module):
         limit = min(limit or self.window, self.window)
         return self.score_ids(self._fitting(self._encoded(conversations), limit, truncate), batch)
 
+    def score_sampled(self, conversations: Sequence[Sequence[Message]], batch: int = 32) -> list[float]:
+        """:meth:`score` of what another model has sampled: an answer loses what would be read as control tokens, and
+        what is too long its oldest tokens.
+        """
+        said = [[*c[:-1], {**c[-1], "content": self.chat.without_controls(c[-1]["content"])}] for c in conversations]
+        return self.score(said, batch, truncate=True)
+
     def fingerprint(self) -> str:
         """:func:`starling_nb.models.fingerprint`: of decoder and head."""
         return models.fingerprint(self)

@@ -212,7 +212,7 @@ def test_a_reward_model_reads_no_class() -> None:
     start = LM(lm.model, lm.chat.conditioned("Do well."), "conditioned")
     reward = RewardModel(lm.model.model, lm.chat, torch.randn(1, 32, generator=torch.Generator().manual_seed(0)))
     scorer = RewardOnTrunk(reward, start, 2)
-    assert (scorer.same_tokens, scorer.shared) == (False, 0)
+    assert (scorer.beside, scorer.shared) == (None, 0)
     rollouts = collect(start, toy.prompts(toy.QUESTIONS), list("abcdef"), seed=0, max_new_tokens=8)
     scorer(rollouts)
     texts = [[*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts]

@@ -29,7 +29,7 @@ import toy
 from starling_nb import cli_models, files
 from starling_nb.cli import app
 from starling_nb.policy import launching, running
-from starling_nb.policy.launching import CONFIGS, FOLDER, Launch, LaunchError
+from starling_nb.policy.launching import CONFIGS, FOLDER, Launch, LaunchError, serving
 from starling_nb.policy.recipe import Recipe, made, named, written
 from starling_nb.reward import RewardModel
 
@@ -149,6 +149,46 @@ def test_the_shown_command_is_the_one_that_runs_without_a_path_of_this_machine(t
     assert str(files.ROOT) not in shown
     due = [word.replace(f"{files.ROOT}/", "") for word in launch.command()[3:]]
     assert shown.replace("\\\n", " ").split() == ["accelerate", "launch", *due]
+
+
+def test_the_shown_command_serves_the_reward_model_from_the_card_after_those_that_train() -> None:
+    launch = Launch("prompts.parquet", "reward", Path("policy"), config="zero2", processes=7, reward_cards=1)
+    server, _, training = launch.shown().partition("\n")
+    assert server == f"CUDA_VISIBLE_DEVICES=7 starling-nb serve-reward reward --port {launching.PORT} &"
+    own = replace(launch, reward=f"http://127.0.0.1:{launching.PORT}", reward_cards=0)
+    assert training == own.shown()
+    with pytest.raises(LaunchError, match="one card serves the reward model"):
+        replace(launch, reward_cards=2)
+
+
+def test_a_served_reward_model_lives_as_long_as_its_training(start: Launch) -> None:
+    done = launching.run(replace(start, reward_cards=1), lambda line: None)
+    assert len(done.curve) == QUICK.steps
+    assert done.curve.reward.std() > 0
+    assert not (start.out / "reward.address").exists()
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(start.reward) in (p.info["cmdline"] or [])]
+
+
+def test_a_reward_model_that_cannot_be_served_is_told_by_the_end_of_its_log(start: Launch) -> None:
+    with pytest.raises(LaunchError, match=r"nowhere could not be served:(.|\n)*nowhere"):
+        launching.run(replace(start, reward="nowhere", reward_cards=1), lambda line: None)
+
+
+@pytest.mark.parametrize(
+    ("cards", "visible", "found"),
+    [(0, None, {}), (8, None, {"CUDA_VISIBLE_DEVICES": "7"}), (8, "0,1,2,3,4,5,6,9", {"CUDA_VISIBLE_DEVICES": "9"})],
+)
+def test_the_next_card_is_the_reward_model_s_own(
+    monkeypatch: pytest.MonkeyPatch, cards: int, visible: str | None, found: dict[str, str]
+) -> None:
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert serving.card(7) == found
+    if cards:
+        with pytest.raises(LaunchError, match="8 cards train and one serves the reward model: there are 8"):
+            serving.card(8)
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ def test_a_profile_is_launched_with_its_own_recipe(profile: str) -> None:
         p.recipe,
         config=q.config,
         processes=q.ranks,
+        reward_cards=q.reward_cards,
     )
+    assert ("serve-reward" in launch.shown()) is (profile == "paper")
     assert f"--num_processes {q.ranks}" in launch.shown()
     assert "distributed_type" in launch.configuration
 

@@ -17,15 +17,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
 import psutil
 
 from starling_nb import THREADS_WAIT, files, progress
-from starling_nb.errors import StarlingError
 from starling_nb.models import EMBEDDED
+from starling_nb.policy.launching.serving import LaunchError, served
 from starling_nb.policy.recipe import Recipe, written
 
 FOLDER = Path(__file__).parent
@@ -36,11 +37,9 @@ LOG, PROGRESS, LOCK = "training.log", "progress.jsonl", ".training.lock"
 LINES = 20
 """Lines of the log that an error shows."""
 POLL = 0.1
+PORT = 8711
+"""Of a served reward model, in the command that is shown; a launch takes any that is free."""
 SHOWN = ("reward", "kl", "length", "eos_rate")
-
-
-class LaunchError(StarlingError):
-    """A training that cannot be started, or that failed; the message says why."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +68,8 @@ class Launch:
     """A name of :data:`CONFIGS`."""
     processes: int = 1
     """Processes that train, one a GPU."""
+    reward_cards: int = 0
+    """1: the reward model has the next GPU for itself, and all processes ask it; 0: each holds it beside its policy."""
 
     def __post_init__(self) -> None:
         if self.config not in CONFIGS:
@@ -77,6 +78,8 @@ class Launch:
             raise LaunchError(
                 f"{self.processes} processes do not go with {self.config}: single is for one, the others for several"
             )
+        if self.reward_cards not in (0, 1):
+            raise LaunchError(f"reward_cards = {self.reward_cards}: one card serves the reward model, or none (0)")
 
     def words(self) -> list[str]:
         """The command line of the library's entry point, without its name."""
@@ -102,11 +105,17 @@ class Launch:
         return (FOLDER / f"{self.config}.yaml").read_text(encoding="utf-8")
 
     def shown(self) -> str:
-        """The command as a user would type it in the project's folder, an option a line."""
-        words = ["accelerate launch", *self.options(), "-m starling_nb", *self.words()]
+        """The command as a user would type it in the project's folder, an option a line; a served reward model has a
+        line of its own before it."""
+        server, own = "", self
+        if self.reward_cards:
+            name = shlex.quote(str(self.reward))
+            server = f"CUDA_VISIBLE_DEVICES={self.processes} starling-nb serve-reward {name} --port {PORT} &\n"
+            own = replace(self, reward=f"http://127.0.0.1:{PORT}")
+        words = ["accelerate launch", *self.options(), "-m starling_nb", *own.words()]
         text = " ".join(word if " " in word else shlex.quote(word) for word in words)
-        text = text.replace(f"{files.ROOT}{os.sep}", "")
-        return text.replace(" --", " \\\n    --").replace(" -m ", " \\\n    -m ")
+        text = text.replace(" --", " \\\n    --").replace(" -m ", " \\\n    -m ")
+        return f"{server}{text}".replace(f"{files.ROOT}{os.sep}", "")
 
 
 @dataclass(frozen=True)
@@ -130,16 +139,18 @@ def run(launch: Launch, say: Callable[[str], None] = print) -> Trained:
     """
     if launch.config.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
         raise LaunchError(f"{launch.config} needs the package deepspeed: pip install deepspeed, or take fsdp2 or ddp")
-    with _alone(launch.out) as lock, (launch.out / LOG).open("ab") as log:
+    env = _environment(launch.out)
+    with ExitStack() as stack:
+        lock, log = stack.enter_context(_alone(launch.out)), stack.enter_context((launch.out / LOG).open("ab"))
         (launch.out / PROGRESS).unlink(missing_ok=True)
-        watch = _Watch(launch, say, log.tell())
+        watch, held = _Watch(launch, say, log.tell()), [lock]
+        if launch.reward_cards:
+            where, descriptor = stack.enter_context(
+                served(str(launch.reward), launch.processes, launch.out, env, log, watch.tail)
+            )
+            launch, held = replace(launch, reward=where), [lock, descriptor]
         child = subprocess.Popen(
-            launch.command(),
-            env=_environment(launch.out),
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            pass_fds=(lock,),
+            launch.command(), env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, pass_fds=held
         )
         try:
             while child.poll() is None:

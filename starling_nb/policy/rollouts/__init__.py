@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from starling_nb.chat import Encoded
+from starling_nb.chat import Encoded, Message
 from starling_nb.models import LM, Sample, sample
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.reward.model import Reading, RewardModel
+from starling_nb.reward.serving import Reward
 
 
 @dataclass
@@ -50,7 +51,7 @@ class RewardOnTrunk:
     """Scores rollouts with a reward model; the blocks that it shares with the policy's frozen trunk are not run again.
 
     Args:
-        reward: the reward model.
+        reward: the reward model, here or served.
         lm: the policy's language model.
         start: the policy's first own block.
 
@@ -58,28 +59,28 @@ class RewardOnTrunk:
     sampling: the policy's first own one, and the one from which the reward model goes its own way.
     """
 
-    def __init__(self, reward: RewardModel, lm: LM, start: int) -> None:
+    def __init__(self, reward: Reward, lm: LM, start: int) -> None:
         self.reward, self.eos = reward, lm.chat.eos_id
-        self.same_tokens = reward.chat.writes_like(lm.chat)
-        self.shared = shared_blocks(reward.transformer, lm.model.model, start) if self.same_tokens else 0
+        self.beside = reward if isinstance(reward, RewardModel) and reward.chat.writes_like(lm.chat) else None
+        self.shared = shared_blocks(self.beside.transformer, lm.model.model, start) if self.beside else 0
         self.capture = {start, self.shared or start}
 
     def __call__(self, rollouts: Sequence[Rollout], batch: int = 32) -> None:
         """Give every rollout its raw score and, where the tokens are the policy's, its ``means``.
 
-        An answer cut by the token cap is scored as if it had ended there. A reward model of other tokens reads the
-        text, less what it would take for control tokens, and loses the oldest tokens of what is too long for it.
+        An answer cut by the token cap is scored as if it had ended there. A reward model that is served, or has other
+        tokens, reads the text (:meth:`starling_nb.reward.RewardModel.score_sampled`).
         """
-        if not self.same_tokens:
-            said = [self.reward.chat.without_controls(r.text) for r in rollouts]
-            texts = [
-                [*r.prompt.messages, {"role": "assistant", "content": t}] for r, t in zip(rollouts, said, strict=True)
+        if self.beside is None:
+            texts: list[list[Message]] = [
+                [*r.prompt.messages, {"role": "assistant", "content": r.text}] for r in rollouts
             ]
-            for rollout, score in zip(rollouts, self.reward.score(texts, batch, truncate=True), strict=True):
+            for rollout, score in zip(rollouts, self.reward.score_sampled(texts, batch), strict=True):
                 rollout.score = score
             return
         closed = [self._closed(rollout.sample) for rollout in rollouts]
-        readings = self._on_trunk(rollouts, closed, batch) if self.shared else self.reward.read_ids(closed, batch)
+        model = self.beside
+        readings = self._on_trunk(model, rollouts, closed, batch) if self.shared else model.read_ids(closed, batch)
         for rollout, reading in zip(rollouts, readings, strict=True):
             rollout.score, rollout.means = reading.score, reading.means[: len(rollout.sample.ids)]
 
@@ -88,7 +89,9 @@ class RewardOnTrunk:
         return Encoded([*sample.prompt, *sample.ids, *end], len(sample.prompt))
 
     @torch.inference_mode()
-    def _on_trunk(self, rollouts: Sequence[Rollout], closed: Sequence[Encoded], batch: int) -> list[Reading]:
+    def _on_trunk(
+        self, reward: RewardModel, rollouts: Sequence[Rollout], closed: Sequence[Encoded], batch: int
+    ) -> list[Reading]:
         readings: dict[int, Reading] = {}
         order = sorted(range(len(rollouts)), key=lambda i: rollouts[i].length)
         for first in range(0, len(order), batch):
@@ -96,7 +99,7 @@ class RewardOnTrunk:
             kept = [rollouts[i].sample.states[self.shared] for i in rows]
             states = torch.nn.utils.rnn.pad_sequence(kept, batch_first=True)
             spans = [(closed[i].prompt_length, len(closed[i].ids)) for i in rows]
-            readings |= zip(rows, self.reward.read(states, self.shared, spans), strict=True)
+            readings |= zip(rows, reward.read(states, self.shared, spans), strict=True)
         return [readings[i] for i in range(len(rollouts))]
 
 

@@ -47,7 +47,7 @@ class Run:
     shared: int = 0
     """Blocks of the reward model that are the policy's trunk, and are not run again."""
     branch: bool = False
-    sharded: bool = True
+    sharded: bool = False
     """The optimiser's state is spread over the ranks (ZeRO, FSDP)."""
     width: int = 2
     """Bytes of a weight of the sampled policy and the reward model: 2 in bfloat16, 4 in float32."""
