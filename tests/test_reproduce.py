@@ -231,7 +231,9 @@ def test_a_run_never_writes_over_the_notebooks(chain: Path) -> None:
 @pytest.mark.parametrize(
     ("body", "leave", "options", "message"),
     [
-        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", True, {}, "the kernel died"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", True, {}, "killed, likely for want of memory"),
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGBUS)", True, {}, "the kernel died of SIGBUS"),
+        ("import os\nos._exit(3)", True, {}, "ended by itself (code 3)"),
         ("import sys\nsys.exit(0)", True, {}, "it stopped before code cell"),
         (
             "x = 1\nraise ValueError('no\\nway')",

@@ -84,7 +84,7 @@ def divergence(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, ba
 def sequence_kl(hydra: Hydra, rollouts: Sequence[Rollout], dtype: torch.dtype, batch: int = 16) -> list[float]:
     """KL(policy ‖ start model) of each rollout, nats: exact over the vocabulary, summed over the sampled tokens."""
     found: list[float] = []
-    for first in range(0, len(rollouts), batch):
+    for first in progress.track(range(0, len(rollouts), batch), "divergence from the start model", printed=False):
         sequences = collate_rollouts(rollouts[first : first + batch])
         with torch.autocast(sequences.states.device.type, dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
             kl = hydra.compare(sequences).kl

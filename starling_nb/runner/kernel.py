@@ -11,6 +11,8 @@ import json
 import logging
 import os
 import re
+import signal
+import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Mapping
@@ -74,13 +76,19 @@ def execute(
     for old in (part, done, failed):
         old.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def begun(process: subprocess.Popen[bytes]) -> None:
+        processes.append(process)
+        started(process.pid)
+
     try:
-        _papermill(book, parameters, part, env, started, timeout)
+        _papermill(book, parameters, part, env, begun, timeout)
         _reached_the_end(part)
     except BaseException as error:
         if part.exists():
             os.replace(part, failed)
-        message = _explain(error, book, timeout)
+        message = _explain(error, book, timeout, processes[0].returncode if processes else None)
         if message is None:
             raise
         raise NotebookFailed(f"{message}\nexecuted notebook: {failed}") from error
@@ -94,7 +102,7 @@ def _papermill(
     parameters: Mapping[str, Any],
     part: Path,
     env: Mapping[str, str],
-    started: Callable[[int], None],
+    begun: Callable[[subprocess.Popen[bytes]], None],
     timeout: int | None,
 ) -> None:
     with warnings.catch_warnings():
@@ -118,7 +126,7 @@ def _papermill(
                     "{connection_file}",
                 ]
                 await super()._async_start_kernel(**{**kw, "env": dict(env)})
-                started(self.provisioner.pid)  # type: ignore[union-attr]
+                begun(self.provisioner.process)  # type: ignore[union-attr]
 
         logging.getLogger("papermill").setLevel(logging.CRITICAL)  # what goes wrong is raised, and told once
         papermill.execute_notebook(
@@ -143,8 +151,8 @@ def _reached_the_end(path: Path) -> None:
             )
 
 
-def _explain(error: BaseException, book: Notebook, timeout: int | None) -> str | None:
-    """The error as one screen of text, or None where it is none of the notebook's."""
+def _explain(error: BaseException, book: Notebook, timeout: int | None, code: int | None) -> str | None:
+    """The error as one screen of text, or None where it is none of the notebook's; ``code`` is the kernel's."""
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
@@ -157,10 +165,20 @@ def _explain(error: BaseException, book: Notebook, timeout: int | None) -> str |
         where = f"{book.name} failed in code cell In [{error.exec_count}], line {line}:"
         return f"{where}\n    {lines[line - 1].strip()}\n{error.ename}: {_short(text)}"
     if isinstance(error, DeadKernelError):
-        return f"{book.name}: the kernel died, likely out of memory. Close programs or take a smaller profile."
+        return f"{book.name}: {_death(code)}"
     if isinstance(error, CellTimeoutError):
         return f"{book.name}: a cell took more than the {timeout} s that --timeout allows."
     return f"{book.name}: {error}" if isinstance(error, NotebookFailed) else None
+
+
+def _death(code: int | None) -> str:
+    """What a kernel died of, by its exit code, and what to do."""
+    if code is None or code >= 0:
+        return f"the kernel ended by itself (code {code}): does a cell call exit() or os._exit()?"
+    name = signal.Signals(-code).name
+    if name == "SIGKILL":
+        return "the kernel was killed, likely for want of memory. Close programs or take a smaller profile."
+    return f"the kernel died of {name}, inside a library: run it again, or install the versions of constraints.txt."
 
 
 def _short(text: str, lines: int = 12, width: int = 2000) -> str:
