@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import threading
 from contextlib import nullcontext
@@ -137,7 +138,8 @@ def tune(
     from starling_nb.policy.recipe import made
     from starling_nb.policy.rewards.rules import BatchRule, weighted
 
-    chosen, budget = made(recipe, objective, settings or ()), Budget(requests, None, dollars)
+    chosen = made(recipe, objective, settings or ())
+    budget = Budget(requests, None, dollars).split(int(os.environ.get("WORLD_SIZE", "1")))
     asked = connect(judge, out / "ledger.sqlite", budget=budget, attempts=3) if judge else nullcontext()
     with asked as connected:
         added = weighted(rules or (), connected)

@@ -59,6 +59,17 @@ class Budget:
     tokens: int | None = None
     dollars: float | None = None
 
+    def split(self, processes: int) -> Budget:
+        """What each of several processes may spend, so that together they keep to this.
+
+        Raises:
+            StarlingError: too few requests or tokens for all of them.
+        """
+        requests, tokens = (None if whole is None else whole // processes for whole in (self.requests, self.tokens))
+        if (self.requests and not requests) or (self.tokens and not tokens):
+            raise StarlingError(f"a budget for {processes} processes needs as many requests: give more, or none")
+        return Budget(requests, tokens, None if self.dollars is None else self.dollars / processes)
+
 
 @dataclass
 class Spending:

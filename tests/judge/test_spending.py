@@ -31,6 +31,21 @@ def test_dollars_without_a_price_are_refused() -> None:
         Judge("unheard-of", "http://127.0.0.1:9/v1", budget=Budget(dollars=1.0))
 
 
+@given(st.integers(1, 9), st.none() | st.integers(9, 99), st.none() | st.floats(0.1, 9))
+def test_processes_together_keep_to_one_budget(n: int, requests: int | None, dollars: float | None) -> None:
+    share = Budget(requests, None, dollars).split(n)
+    assert (share.requests is None, share.tokens, share.dollars is None) == (requests is None, None, dollars is None)
+    if requests is not None and share.requests is not None:
+        assert 0 < share.requests * n <= requests < (share.requests + 1) * n
+    assert dollars is None or share.dollars == pytest.approx(dollars / n)
+
+
+def test_a_budget_of_fewer_requests_than_processes_is_refused() -> None:
+    assert Budget(0).split(2) == Budget(0)
+    with pytest.raises(StarlingError, match="a budget for 4 processes needs as many requests"):
+        Budget(3).split(4)
+
+
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 30), st.floats(0, 1)), min_size=1, max_size=12))
 def test_a_budget_is_never_exceeded_whatever_the_replies_cost(asked: list[tuple[int, int, float]]) -> None:
