@@ -203,7 +203,7 @@ def evaluate(
 def plan(
     cards: Annotated[int, typer.Option(min=1, help="Cards that train the policy.")] = 7,
     reward_cards: Annotated[int, typer.Option(min=0, help="Cards that serve the reward model; 0: beside it.")] = 1,
-    card: Annotated[str, typer.Option(help="a100 or h100, 80 GB each.")] = "a100",
+    card: Annotated[str, typer.Option(help="a100, h100 (80 GB), or here: this machine, measured now.")] = "a100",
     memory: Annotated[float | None, typer.Option(help="Gigabytes of a card, where it has others.")] = None,
     price: Annotated[float | None, typer.Option(help="Dollars an hour and card.")] = None,
     trainable: Annotated[str, typer.Option(help="last:k, blocks:a-b, lora:r or full.")] = "last:4",
@@ -213,8 +213,16 @@ def plan(
     updates: Annotated[int, typer.Option(min=1, help="Optimiser steps.")] = 10_000,
 ) -> None:
     """Say what tuning at the published size takes: memory a card, time, money; refuse what does not fit."""
-    from starling_nb.policy.scaling import plan as planning
+    import torch
 
+    from starling_nb import models
+    from starling_nb.policy import scaling
+    from starling_nb.policy.scaling import plan as planning
+    from starling_nb.policy.scaling import speed
+
+    dtype, measured = models.native_dtype(), None
+    if card == "here":
+        measured = speed.limits(dtype, torch.device(models.device()), scaling.room())
     run = planning.Run(
         trainable=trainable,
         ranks=cards,
@@ -223,8 +231,9 @@ def plan(
         together=together,
         flight=flight,
         updates=updates,
+        width=dtype.itemsize if measured else 2,
     )
-    typer.echo(planning.told(run, planning.card(card, memory, price)))
+    typer.echo(planning.told(run, planning.card(card, memory, price, measured)))
 
 
 @app.command()

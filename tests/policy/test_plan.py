@@ -136,7 +136,7 @@ def test_a_plan_that_does_not_fit_says_what_to_change() -> None:
         plan.plan(Run(reward=replace(LLAMA, blocks=320)), CARDS["a100"])
     with pytest.raises(PlanError, match="1 or more"):
         plan.plan(Run(ranks=0), CARDS["a100"])
-    with pytest.raises(PlanError, match="choose a100 or h100"):
+    with pytest.raises(PlanError, match="choose a100, h100 or here"):
         plan.card("v100")
     with pytest.raises(PlanError, match="gigabytes above 0"):
         plan.card("a100", memory=-1)
@@ -147,6 +147,12 @@ def test_the_command_prints_the_plan_or_why_not() -> None:
     assert done.exit_code == 0
     for told in ("trunk states of the rollouts", "reward model", "while sampling", "update", "hours", "dollars"):
         assert told in done.output
+    here = CliRunner().invoke(
+        app, ["plan", "--card", "here", "--memory", "100", "--cards", "1", "--trainable", "last:1"]
+    )
+    assert here.exit_code == 0, here.output
+    assert "100.0 GB at most" in here.output
+    assert here.output != done.output
     refused = CliRunner().invoke(app, ["plan", "--memory", "24"])
     assert isinstance(refused.exception, PlanError)
 

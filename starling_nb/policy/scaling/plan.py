@@ -207,7 +207,7 @@ def told(run: Run, card: Card) -> str:
     lines += [f"  {name:42} {counts[name] / 1e12:7.0f} TFLOP {time:6.1f} s" for name, time in found.seconds.items()]
     lines.append(f"{run.updates} updates: {run.phases:.0f} sets, {found.hours:.1f} hours, {found.dollars:.0f} dollars.")
     lines.append(
-        f"Time is a model: products at {run.used:.0%} of the data sheet's rate, reading at {run.read:.0%} of its "
+        f"Time is a model: products at {run.used:.0%} of the card's rate, reading at {run.read:.0%} of its "
         f"bandwidth, answers of {run.mean[1]} tokens, {run.flight} sampled at a time. "
         f"Memory is for {run.longest[0]} + {run.longest[1]} tokens. Dollars are at {card.dollars:g} an hour and card, "
         "a guess unless you gave --price."

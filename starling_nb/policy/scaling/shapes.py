@@ -93,16 +93,18 @@ CARDS = {"a100": Card(80e9, 312e12, 2.04e12, 2.0), "h100": Card(80e9, 989e12, 3.
 """Data sheets of the 80 GB models (dense); dollars are a guess to be replaced by your own price."""
 
 
-def card(name: str, memory: float | None = None, dollars: float | None = None) -> Card:
-    """A card by name, with another memory (gigabytes) or price (dollars an hour) where given.
+def card(name: str, memory: float | None = None, dollars: float | None = None, here: Card | None = None) -> Card:
+    """A card by name, with another memory (gigabytes) or price (dollars an hour) where given; ``here`` is a name too
+    where this machine has been measured (:func:`starling_nb.policy.scaling.speed.limits`).
 
     Raises:
         PlanError: an unknown name, or a number that is none.
     """
-    if name not in CARDS:
-        raise PlanError(f"unknown card {name!r}: choose {' or '.join(CARDS)}, and --memory and --price for your own")
+    cards = CARDS | ({} if here is None else {"here": here})
+    if name not in cards:
+        raise PlanError(f"unknown card {name!r}: choose {', '.join(CARDS)} or here, with --memory and --price")
     if (memory is not None and not memory > 0) or (dollars is not None and not dollars >= 0):
         raise PlanError("--memory is gigabytes above 0, --price dollars of 0 or more")
-    found = CARDS[name]
+    found = cards[name]
     found = found if memory is None else replace(found, memory=memory * 1e9)
     return found if dollars is None else replace(found, dollars=dollars)
