@@ -10,7 +10,9 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -22,6 +24,8 @@ from starling_nb.reward.layout import RewardError
 from starling_nb.reward.model import RewardModel
 
 LARGEST_BODY = 64 * 2**20  # bytes
+START = 300.0
+"""Seconds that a server may take to read its model."""
 PATIENCE = 3600.0
 """Seconds that a client waits for its scores: all other ranks may be served before."""
 
@@ -31,17 +35,18 @@ class Served:
 
     Args:
         address: ``http://host:port``, as ``starling-nb serve-reward`` says it.
+        wait: seconds to wait for a server that is still reading its model.
 
     Raises:
         RewardError: no reward model answers there.
     """
 
-    def __init__(self, address: str) -> None:
+    def __init__(self, address: str, wait: float = 0.0) -> None:
         self.address, url = address, urlsplit(address)
         if url.scheme != "http" or not url.hostname or url.path.strip("/"):
             raise RewardError(f"{address!r} is no address of a served reward model: give http://host:port")
         self._host, self._port = url.hostname, url.port or 80
-        about = self._asked("GET")
+        about = self._met(time.monotonic() + wait)
         self.name, self._fingerprint = str(about.get("model")), str(about.get("fingerprint"))
 
     def fingerprint(self) -> str:
@@ -59,6 +64,20 @@ class Served:
         if not right or not all(isinstance(x, int | float) and math.isfinite(x) for x in scores or []):
             raise RewardError(f"{self.address} gave no number for each of {len(conversations)} texts: is it ours?")
         return [float(score) for score in scores or []]
+
+    def _met(self, until: float) -> dict[str, Any]:
+        """What the server says of itself, as soon as it answers."""
+        told = False
+        while True:
+            try:
+                return self._asked("GET")
+            except RewardError as error:
+                if not isinstance(error.__cause__, ConnectionRefusedError) or time.monotonic() > until:
+                    raise
+            if not told:
+                print(f"waiting for the reward model at {self.address}", file=sys.stderr, flush=True)
+                told = True
+            time.sleep(0.2)
 
     def _asked(self, method: str, body: object = None) -> dict[str, Any]:
         line = http.client.HTTPConnection(self._host, self._port, timeout=PATIENCE)
@@ -84,12 +103,13 @@ Reward = RewardModel | Served
 
 
 def load(name: str, **how: Any) -> Reward:
-    """The reward model at an address (``http://…``), else the folder or hub id, loaded as ``how`` says.
+    """The reward model at an address (``http://…``), once it is ready, else the folder or hub id, loaded as ``how``
+    says.
 
     Raises:
         RewardError: it is not there, or cannot be read.
     """
-    return Served(name) if name.startswith("http://") else RewardModel.from_pretrained(name, **how)
+    return Served(name, START) if name.startswith("http://") else RewardModel.from_pretrained(name, **how)
 
 
 def serve(reward: RewardModel, name: str, port: int = 0, batch: int = 32) -> tuple[Callable[[], None], str]:

@@ -7,7 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
+from threading import Thread, Timer
 
 import pytest
 import torch
@@ -95,6 +95,20 @@ def test_a_server_that_is_gone_is_named_with_what_to_do(reward: RewardModel) -> 
     for ask in (lambda: served.score_sampled(TALKS), lambda: Served(where)):
         with pytest.raises(RewardError, match=f"no reward model answers at {where} .*serve-reward"):
             ask()
+
+
+def test_a_server_that_is_still_reading_its_model_is_waited_for(
+    reward: RewardModel, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stop, where = serving.serve(reward, "toy")
+    stop()
+    port, stops = int(where.rpartition(":")[2]), []
+    starter = Timer(0.5, lambda: stops.append(serving.serve(reward, "toy", port)[0]))
+    starter.start()
+    assert Served(where, wait=30.0).name == "toy"
+    starter.join()
+    stops[0]()
+    assert capsys.readouterr().err == f"waiting for the reward model at {where}\n"
 
 
 @pytest.mark.parametrize("wrong", ["https://127.0.0.1:1", "http://", "127.0.0.1:1", "http://127.0.0.1:1/v1"])
