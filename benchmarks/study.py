@@ -214,10 +214,6 @@ def gather(folder: Path, profile: str) -> None:
     numbers = ["utility", "facts", "words", "eos", "reward", "kl"]
     every_column = [table.reindex(columns=[*KEPT, *numbers]) for table in tables]
     means = pd.concat([table.groupby(KEPT, sort=False)[numbers].mean().reset_index() for table in every_column])
-    out = records.FOLDER / "study"
-    out.mkdir(exist_ok=True)
-    with files.replacing(out / "policy.parquet") as part:
-        means.astype(dict.fromkeys(numbers, "float32")).to_parquet(part, index=False)
     notes = {arm.name: files.read_json(_kept(folder, arm).with_suffix(".json")) for arm in found}
     steps = {name: pd.DataFrame(note["history"]).round(6).to_dict("list") for name, note in notes.items()}
     stops = {path.name.removesuffix(".stopped.json"): path for path in (folder / "arms").glob("*.stopped.json")}
@@ -225,6 +221,8 @@ def gather(folder: Path, profile: str) -> None:
     commits = sorted({commit for note in notes.values() for commit in note["commits"]})
     about = {"profile": profile, "rates": rates, "stopped": reasons, "recipe": asdict(ground(folder, profile).recipe)}
     records.keep("study/policy.json", about | {"commits": commits, "missing": len(every) - len(found), "steps": steps})
+    with files.replacing(records.FOLDER / "study" / "policy.parquet") as part:
+        means.astype(dict.fromkeys(numbers, "float32")).to_parquet(part, index=False)
 
 
 def best(start: pd.DataFrame) -> pd.DataFrame:
