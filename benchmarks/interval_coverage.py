@@ -180,9 +180,10 @@ def run(repetitions: int, jobs: int, seed: int = 0) -> dict[str, Any]:
     """All scenarios, in ``jobs`` processes."""
     found: dict[str, Any] = {}
     with ProcessPoolExecutor(jobs) as pool:
-        asked = [pool.submit(of_means, number, repetitions, seed) for number in range(len(MEANS))]
-        asked += [pool.submit(of_ratings, number, repetitions, seed) for number in range(len(RATINGS))]
-        for future in asked:
+        # The longest begin first.
+        ratings = [pool.submit(of_ratings, number, repetitions, seed) for number in range(len(RATINGS))]
+        means = [pool.submit(of_means, number, repetitions, seed) for number in range(len(MEANS))]
+        for future in [*means, *ratings]:
             found |= future.result()
             print(*(f"{name}: {row}" for name, row in future.result().items()), sep="\n", flush=True)
     return {
