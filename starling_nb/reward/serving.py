@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -102,14 +103,16 @@ Reward = RewardModel | Served
 """What scores the texts of a policy."""
 
 
-def load(name: str, **how: Any) -> Reward:
+def load(name: str | Path, **how: Any) -> Reward:
     """The reward model at an address (``http://…``), once it is ready, else the folder or hub id, loaded as ``how``
     says.
 
     Raises:
         RewardError: it is not there, or cannot be read.
     """
-    return Served(name, START) if name.startswith("http://") else RewardModel.from_pretrained(name, **how)
+    if str(name).startswith("http://"):
+        return Served(str(name), START)
+    return RewardModel.from_pretrained(name, **how)
 
 
 def serve(reward: RewardModel, name: str, port: int = 0, batch: int = 32) -> tuple[Callable[[], None], str]:

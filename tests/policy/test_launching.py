@@ -86,12 +86,15 @@ def test_accelerate_takes_the_configurations_as_they_are_meant(name: str) -> Non
 
 
 GLOO = """
+import sys
 import torch
 from accelerate import PartialState
 state = PartialState(cpu=not torch.cuda.is_available())
 ranks = torch.tensor([state.process_index + 1.0], device=state.device)
 torch.distributed.all_reduce(ranks)
-print(state.num_processes, state.backend, ranks.item(), flush=True)
+# In one piece: the other process writes into the same pipe.
+sys.stdout.write(f"{state.num_processes} {state.backend} {ranks.item()}\\n")
+sys.stdout.flush()
 state.destroy_process_group()
 """
 

@@ -7,6 +7,7 @@ import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
 from threading import Thread, Timer
 
 import pytest
@@ -44,6 +45,14 @@ def test_scores_are_those_of_the_model_whoever_asks(reward: RewardModel, address
     with ThreadPoolExecutor(4) as pool:
         together = list(pool.map(lambda talk: served.score_sampled([talk])[0], TALKS * 3))
     assert together == pytest.approx(alone * 3, rel=1e-5)
+
+
+def test_what_is_no_address_is_a_folder(reward: RewardModel, tmp_path: Path) -> None:
+    reward.save_pretrained(tmp_path / "reward", {"base": "toy"})
+    for name in (tmp_path / "reward", str(tmp_path / "reward")):
+        found = serving.load(name, dtype=torch.float32)
+        assert isinstance(found, RewardModel)
+        assert found.fingerprint() == reward.fingerprint()
 
 
 def test_rollouts_are_scored_as_texts(reward: RewardModel, address: str) -> None:
