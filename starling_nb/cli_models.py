@@ -93,6 +93,7 @@ def serve_reward(
     from starling_nb import files, models
     from starling_nb.reward import RewardModel, serving
 
+    typer.echo(f"reading {reward}", err=True)
     stop, where = serving.serve(RewardModel.from_pretrained(reward, dtype=models.native_dtype()), reward, port)
     typer.echo(where)
     try:

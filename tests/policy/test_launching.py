@@ -7,8 +7,10 @@ import fcntl
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +33,8 @@ from starling_nb.cli import app
 from starling_nb.policy import launching, running
 from starling_nb.policy.launching import CONFIGS, FOLDER, Launch, LaunchError, serving
 from starling_nb.policy.recipe import Recipe, made, named, written
-from starling_nb.reward import RewardModel
+from starling_nb.reward import RewardError, RewardModel
+from starling_nb.reward.serving import Served
 
 QUICK = Recipe(rollouts=16, minibatch=8, steps=3, max_new_tokens=10, trainable="last:2", lr=3e-3, kl=0.0)
 
@@ -170,6 +173,38 @@ def test_a_served_reward_model_lives_as_long_as_its_training(start: Launch) -> N
     assert done.curve.reward.std() > 0
     assert not (start.out / "reward.address").exists()
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(start.reward) in (p.info["cmdline"] or [])]
+
+
+ORPHAN = """
+import os, signal, subprocess, sys
+from pathlib import Path
+from starling_nb.policy.launching.serving import served
+
+reward, folder = sys.argv[1:]
+with open(os.devnull, "wb") as log, served(reward, 1, Path(folder), os.environ, log, str) as (address, held):
+    training = subprocess.Popen(["sleep", "300"], pass_fds=[held], stdout=log, stderr=log)
+    print(training.pid, address, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_a_training_that_outlives_its_launcher_keeps_its_reward_model(start: Launch, tmp_path: Path) -> None:
+    line = [sys.executable, "-c", ORPHAN, str(start.reward), str(tmp_path)]
+    done = subprocess.run(line, cwd=files.ROOT, capture_output=True, text=True, check=False, timeout=300)
+    training, address = done.stdout.split()
+    try:
+        assert Served(address).name == str(start.reward)
+    finally:
+        os.kill(int(training), signal.SIGKILL)
+
+    def ask(seconds: float) -> None:
+        until = time.monotonic() + seconds
+        while time.monotonic() < until:
+            Served(address)
+            time.sleep(0.1)
+
+    with pytest.raises(RewardError, match="no reward model answers"):
+        ask(60)
 
 
 def test_a_reward_model_that_cannot_be_served_is_told_by_the_end_of_its_log(start: Launch) -> None:

@@ -145,6 +145,7 @@ def run(launch: Launch, say: Callable[[str], None] = print) -> Trained:
         (launch.out / PROGRESS).unlink(missing_ok=True)
         watch, held = _Watch(launch, say, log.tell()), [lock]
         if launch.reward_cards:
+            say(f"reading the reward model {launch.reward}, which gets a card of its own")
             where, descriptor = stack.enter_context(
                 served(str(launch.reward), launch.processes, launch.out, env, log, watch.tail)
             )
