@@ -163,7 +163,8 @@ def alone(asked: argparse.Namespace, arm: Arm) -> None:
 
 
 def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
-    """Make the rows, the reward models and the arms that are not there yet, ``workers`` at a time."""
+    """Make the rows, the arms that are not over yet and the reward models these need, ``workers`` at a time."""
+    wanted = [arm for arm in wanted if not over(asked.out, arm)]
     for name, settings in ROWS.items():
         if not (asked.out / name / "01_dataset_construction" / "stage.json").exists():
             line = [sys.executable, "-m", "starling_nb", "reproduce", "--only", "01", "--out", str(asked.out / name)]
@@ -176,7 +177,7 @@ def run(asked: argparse.Namespace, wanted: Sequence[Arm]) -> None:
         list(pool.map(lambda share: child(asked, "--reward", *share), shares))
         # A start model is trained by its own arm; those that begin with it find it there.
         for starts in (True, False):
-            left = [arm for arm in wanted if (arm.method == "start") is starts and not over(asked.out, arm)]
+            left = [arm for arm in wanted if (arm.method == "start") is starts]
             list(pool.map(lambda arm: ruled_out(asked.out, arm) or child(asked, "--arm", arm.name), left))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from argparse import Namespace
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from starling_nb import files
 from starling_nb.errors import StarlingError
 from starling_nb.policy.recipe import PUBLISHED, Recipe, parsed
 from starling_nb.policy.scaling import plan
+from starling_nb.policy.study.arms import Arm
 from starling_nb.reward.comparisons import Comparison
 
 
@@ -55,6 +57,19 @@ def test_a_rate_at_which_a_guard_stops_a_method_gives_way_to_the_next_best(tmp_p
     files.write_json(tmp_path / "arms" / "rloo-full-lr=2e-4-test-0.stopped.json", {"reason": "the same"})
     with pytest.raises(StarlingError, match="stopped rloo at every rate"):
         study.chosen(tmp_path)
+
+
+def test_arms_that_are_over_ask_for_no_reward_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in study.ROWS:
+        files.write_json(tmp_path / name / "01_dataset_construction" / "stage.json", {})
+    jobs = list[tuple[str, ...]]()
+    monkeypatch.setattr(study, "child", lambda asked, *words: jobs.append(words))
+    asked, kept, left = Namespace(out=tmp_path, workers=2), Arm("apa", 100), Arm("apa", 1, "quarter")
+    files.write_json(tmp_path / "arms" / f"{kept.name}.parquet", {})
+    study.run(asked, [kept])
+    assert jobs == []
+    study.run(asked, [kept, left])
+    assert sorted(jobs) == [("--arm", left.name), ("--reward", "full-1"), ("--reward", "quarter-1")]
 
 
 def test_a_study_goes_on_from_its_committed_record(tmp_path: Path) -> None:
