@@ -2,8 +2,9 @@
 
     python -m benchmarks.interval_coverage [--repetitions 5000]
 
-Means, paired differences and win rates go through :func:`starling_nb.stats.mean_interval`, differences of ratings
-through :func:`starling_nb.evaluation.arena.bradley_terry`. Two turns of one question share that question's luck, and so
+Means and paired differences go through :func:`starling_nb.stats.mean_interval`, win rates through
+:func:`starling_nb.stats.share_interval`, differences of ratings through
+:func:`starling_nb.evaluation.arena.bradley_terry`. Two turns of one question share that question's luck, and so
 do the three matches that three models fight on one question. What ratings claim is their estimate from a sample of
 300,000 questions; samples in which not all models can be rated are left out and counted. Writes
 ``benchmarks/results/interval_coverage.json``.
@@ -25,7 +26,7 @@ from scipy import stats as scipy_stats
 from benchmarks import records
 from starling_nb import files
 from starling_nb.evaluation import EvaluationError, arena
-from starling_nb.stats import mean_interval
+from starling_nb.stats import mean_interval, share_interval
 
 ASKED = (0.93, 0.97)
 DRAWS = 600
@@ -42,6 +43,8 @@ class Scenario:
     name: str
     draw: Callable[[int, np.random.Generator], Sample]
     clusters: tuple[int, ...] = (8, 20, 80)
+    share: bool = False
+    """Whether the values are shares, 0 to 1."""
 
 
 def own(values: Floats) -> Sample:
@@ -76,13 +79,13 @@ def uneven(count: int, generator: np.random.Generator) -> Sample:
 
 
 def preferred(chance: float, turns: int = 1) -> Callable[[int, np.random.Generator], Sample]:
-    """Preferences 1, 1.5 and 2, a fifth of them ties; two turns of a question share its luck."""
+    """Votes 0, a half and 1, a fifth of them ties; two turns of a question share its luck."""
 
     def draw(count: int, generator: np.random.Generator) -> Sample:
         luck = generator.normal(0, 0.7, (count, 1)) if turns > 1 else 0.0
         wins = generator.random((count, turns)) < 1 / (1 + np.exp(-np.log(chance / (1 - chance)) - luck))
         tied = generator.random((count, turns)) < 0.2
-        return np.where(tied, 1.5, 1.0 + wins).ravel(), np.repeat(np.arange(count), turns)
+        return np.where(tied, 0.5, wins).ravel(), np.repeat(np.arange(count), turns)
 
     return draw
 
@@ -92,11 +95,11 @@ MEANS = [
     Scenario("mean, two turns share a question", graded(7.0)),
     Scenario("mean, clusters of 1 to 7", uneven),
     Scenario("paired difference, two turns share a question", changed),
-    Scenario("win rate .5, two turns share a question", preferred(0.5, 2)),
-    Scenario("win rate .7", preferred(0.7)),
-    Scenario("win rate .3, weighted", lambda count, generator: own(1 + generator.beta(0.35, 0.82, count)), (20, 80)),
-    Scenario("win rate .5, single votes", preferred(0.5), (8,)),
-    Scenario("win rate .9, single votes", preferred(0.9), (20, 80)),
+    Scenario("win rate .5, two turns share a question", preferred(0.5, 2), share=True),
+    Scenario("win rate .7", preferred(0.7), share=True),
+    Scenario("win rate .3, weighted", lambda count, generator: own(generator.beta(0.35, 0.82, count)), share=True),
+    Scenario("win rate .5, single votes", preferred(0.5), (8,), share=True),
+    Scenario("win rate .9, single votes", preferred(0.9), share=True),
     Scenario("mean, exponential", lambda count, generator: own(generator.exponential(size=count)), (8, 80)),
 ]
 RATINGS = [(1.0, (8, 20, 80)), (0.0, (20,))]
@@ -120,7 +123,10 @@ def of_means(number: int, repetitions: int, seed: int) -> dict[str, Any]:
         rows, plain = [], []
         for turn in range(repetitions):
             values, ids = case.draw(clusters, generator)
-            interval = mean_interval(values, ids, seed=generator, draws=DRAWS)
+            if case.share:
+                interval = share_interval(values, ids)
+            else:
+                interval = mean_interval(values, ids, seed=generator, draws=DRAWS)
             rows.append((interval.low, interval.high))
             if turn % 5 == 0:
                 plain.append(percentile(values, ids, generator))

@@ -43,6 +43,24 @@ def standard_error(sums: Floats, sizes: Floats) -> float:
     return float(np.sqrt((residuals**2 / (1 - _shares(sizes))).sum()) / sizes.sum())
 
 
+def share_quantile(sums: Floats, sizes: ArrayLike, level: float = 0.95) -> float:
+    """Of Student's t, two-sided, for a share: values in [0, 1] with these clusters' ``sums``, not all of them equal.
+
+    A share tells the variance of single outcomes 0 or 1; what has to be estimated is only how their clusters, and
+    values between, change it. The degrees of freedom are Satterthwaite's for that ratio, from each cluster's influence
+    on it: infinite for single outcomes, and :func:`freedom` at the least.
+    """
+    n = np.asarray(sizes, dtype=np.float64)
+    share = sums.sum() / n.sum()
+    residuals = (sums - n * share) / n.mean()
+    variance = (residuals**2).mean()
+    slope = (1 - 2 * share) / (share * (1 - share))
+    moved = residuals**2 / variance - 1 - slope * residuals
+    least, spread = freedom(n), float((moved**2).mean())
+    known = max(least, 2 * least / spread) if spread > 1e-9 else math.inf
+    return float(special.stdtrit(known, (1 + level) / 2))
+
+
 def tails(sizes: ArrayLike, level: float = 0.95) -> tuple[float, float]:
     """Which quantiles of a bootstrap of whole clusters bound an interval.
 

@@ -136,34 +136,44 @@ def proportion_interval(k: int, n: int, level: float = 0.95) -> Interval:
     """
     if n <= 0 or not 0 <= k <= n:
         raise StatsError(f"a share needs 0 <= k <= n and n > 0, got k={k}, n={n}")
-    return Interval(k / n, *wilson(k / n, n, level), n)
+    return Interval(k / n, *wilson(k / n, n, float(scipy_stats.norm.ppf((1 + level) / 2))), n)
 
 
-def wilson(share: float, n: float, level: float = 0.95) -> tuple[float, float]:
-    """Wilson's interval for a share of ``n`` independent outcomes; ``n`` may be an effective, broken number."""
-    z = float(scipy_stats.norm.ppf((1 + level) / 2))
+def wilson(share: float, n: float, z: float = float(scipy_stats.norm.ppf(0.975))) -> tuple[float, float]:
+    """Wilson's interval for a share of ``n`` independent outcomes, which may be an effective, broken number; ``z`` is
+    the quantile that decides the coverage."""
     centre = (share + z * z / (2 * n)) / (1 + z * z / n)
     half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
     return 0.0 if share == 0 else centre - half, 1.0 if share == 1 else centre + half
 
 
-def clustered_share(hits: ArrayLike, clusters: ArrayLike, level: float = 0.95) -> Interval:
-    """Share of hits with Wilson's interval, n cut to what it is worth where one cluster's outcomes resemble each other.
+def share_interval(values: ArrayLike, clusters: ArrayLike | None = None, level: float = 0.95) -> Interval:
+    """Mean of values in [0, 1], such as wins with ties as halves, with Wilson's interval for what they are worth.
 
-    The worth is Kish's n over the design effect. One cluster alone has no interval (NaN).
+    Their worth is the number of outcomes 0 or 1 whose share would vary as much: less than their number where a
+    cluster's values resemble each other, more where many are ties; clusters never make values worth more than if each
+    stood alone. It is itself estimated, so that the interval is as wide as
+    :func:`starling_nb.clustered.share_quantile` asks; outcomes that are independent get Wilson's own. Values that are
+    all equal do not tell how they vary: they are worth one outcome a cluster. One cluster of several values has no
+    interval (NaN). ``benchmarks/interval_coverage.py`` measures how often this holds the truth.
 
     Raises:
-        StatsError: no outcomes, one that is not finite, or not one cluster id an outcome.
+        StatsError: no values, one that is not finite or not in [0, 1], or not one cluster id a value.
     """
-    hit = _finite(hits, "outcomes")
-    _, sizes = _cluster_sums(hit, clusters)
-    n, groups, share = len(hit), len(sizes), float(hit.mean())
-    if groups == 1 < n:
+    x = _finite(values, "values")
+    if x.min() < 0 or x.max() > 1:
+        raise StatsError(f"a share is of values from 0 to 1, got some from {x.min():g} to {x.max():g}: rescale them")
+    sums, sizes = _cluster_sums(x, clusters)
+    share, groups = float(x.mean()), len(sums)
+    if groups == 1 and (len(x) > 1 or 0 < share < 1):
         return Interval(share, math.nan, math.nan, 1)
-    within = float((_cluster_sums(hit - share, clusters)[0] ** 2).sum())
-    even = groups if share in (0.0, 1.0) else n
-    worth = min(even, share * (1 - share) * n * n / within) if within > 1e-9 else even
-    return Interval(share, *wilson(share, worth, level), groups)
+    if np.ptp(x) < 1e-12:
+        return Interval(share, *wilson(share, groups, float(scipy_stats.norm.ppf((1 + level) / 2))), groups)
+    alone, together = clustered.standard_error(x, np.ones_like(x)), clustered.standard_error(sums, sizes)
+    if alone > together:
+        sums, sizes = x, np.ones_like(x)
+    worth = share * (1 - share) / max(alone, together) ** 2 + 1
+    return Interval(share, *wilson(share, worth, clustered.share_quantile(sums, sizes, level)), groups)
 
 
 def chi_square_uniform(counts: ArrayLike) -> tuple[float, float]:

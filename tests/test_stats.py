@@ -193,20 +193,16 @@ def test_tau_b_against_its_definition(pairs: list[tuple[int, int]]) -> None:
 
 def test_shares_of_clusters_are_worth_what_they_are_worth() -> None:
     hits = np.array([1, 0, 1, 1, 0, 0, 0, 1, 0, 0], dtype=float)
-    alone = stats.clustered_share(hits, np.arange(10))
+    alone = stats.share_interval(hits, np.arange(10))
     assert (alone.low, alone.high) == pytest.approx(stats.wilson(0.4, 10))
-    copied = stats.clustered_share(np.repeat(hits, 7), np.repeat(np.arange(10), 7))
+    copied = stats.share_interval(np.repeat(hits, 7), np.repeat(np.arange(10), 7))
     assert (copied.value, copied.low, copied.high, copied.n) == pytest.approx((0.4, alone.low, alone.high, 10))
-    balanced = stats.clustered_share(
-        np.tile([0.0, 1.0], 30), np.repeat(np.arange(30), 2)
-    )  # each cluster one hit of two
+    balanced = stats.share_interval(np.tile([0.0, 1.0], 30), np.repeat(np.arange(30), 2))  # each cluster one hit of two
     assert (balanced.low, balanced.high) == pytest.approx(stats.wilson(0.5, 60))
-    assert stats.clustered_share(np.zeros(40), np.repeat(np.arange(10), 4)).high == pytest.approx(
-        stats.wilson(0, 10)[1]
-    )
-    assert np.isnan(stats.clustered_share(hits, np.zeros(10)).low)
-    with pytest.raises(StatsError, match="outcomes are empty"):
-        stats.clustered_share([], [])
+    assert stats.share_interval(np.zeros(40), np.repeat(np.arange(10), 4)).high == pytest.approx(stats.wilson(0, 10)[1])
+    assert np.isnan(stats.share_interval(hits, np.zeros(10)).low)
+    with pytest.raises(StatsError, match="values are empty"):
+        stats.share_interval([], [])
 
 
 def test_the_interval_of_a_clustered_share_covers_the_truth_as_often_as_it_says() -> None:
@@ -214,9 +210,54 @@ def test_the_interval_of_a_clustered_share_covers_the_truth_as_often_as_it_says(
     for _ in range(400):
         chance = generator.beta(1.2, 2.8, size=60)  # of each cluster; 0.3 on average
         hits = generator.random((60, 5)) < chance[:, None]
-        found = stats.clustered_share(hits.ravel(), np.repeat(np.arange(60), 5))
+        found = stats.share_interval(hits.ravel(), np.repeat(np.arange(60), 5))
         covered += found.low <= 0.3 <= found.high
     assert 0.91 < covered / 400 < 0.985
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.booleans(), min_size=1, max_size=60), st.floats(0.5, 0.99))
+def test_the_share_of_independent_outcomes_has_wilsons_interval(hits: list[bool], level: float) -> None:
+    wilson = stats.proportion_interval(sum(hits), len(hits), level)
+    found = stats.share_interval(hits, level=level)
+    assert (found.value, found.low, found.high, found.n) == pytest.approx(tuple(vars(wilson).values()), abs=1e-9)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    st.lists(st.tuples(st.sampled_from([0, 0.5, 1]), st.integers(0, 5)), min_size=2, max_size=40).filter(
+        lambda rows: len({cluster for _, cluster in rows}) > 1
+    )
+)
+def test_a_share_turned_round_has_its_interval_turned_round(rows: list[tuple[float, int]]) -> None:
+    values, clusters = map(np.array, zip(*rows, strict=True))
+    won, lost = stats.share_interval(values, clusters), stats.share_interval(1 - values, clusters)
+    assert (lost.low, lost.high) == pytest.approx((1 - won.high, 1 - won.low), abs=1e-9)
+    assert 0 <= won.low <= won.value <= won.high <= 1
+    assert won.high > won.low
+
+
+def test_ties_make_a_share_surer_and_all_ties_leave_it_open() -> None:
+    votes = np.repeat([0.0, 1.0], 20)
+    half = np.where(np.arange(40) % 2, votes, 0.5)
+    width = {name: np.ptp(bounds(stats.share_interval(x))) for name, x in {"votes": votes, "half": half}.items()}
+    assert 0.65 < width["half"] / width["votes"] < 0.75
+    assert bounds(stats.share_interval(np.full(40, 0.5))) == pytest.approx(stats.wilson(0.5, 40))
+    assert bounds(stats.share_interval(np.full(40, 0.5), np.arange(40) % 4)) == pytest.approx(stats.wilson(0.5, 4))
+
+
+def bounds(interval: stats.Interval) -> tuple[float, float]:
+    return interval.low, interval.high
+
+
+def test_win_rates_near_the_edge_are_covered_as_often_as_said() -> None:
+    """The bootstrap of the same votes held the truth in 92.3 % of 5,000 samples, of 8 votes far less."""
+    generator, covered = files.rng(3, "coverage"), 0
+    for _ in range(1500):
+        wins = generator.random(20) < 0.9
+        found = stats.share_interval(np.where(generator.random(20) < 0.2, 0.5, wins))
+        covered += found.low <= 0.82 <= found.high
+    assert 0.93 < covered / 1500 < 0.97
 
 
 def test_bad_input_is_refused_with_a_reason() -> None:
@@ -232,7 +273,8 @@ def test_bad_input_is_refused_with_a_reason() -> None:
         (lambda: stats.permutation_test([1.0], [1.0, 2.0], paired=True), "equal lengths"),
         (lambda: stats.permutation_test([1.0], [2.0], clusters=["a"]), "paired=True"),
         (lambda: stats.kendall_tau([1, 2], [1, 2, 3]), "equal length"),
-        (lambda: stats.clustered_share([1, 0], ["a"]), "one id a value"),
+        (lambda: stats.share_interval([1, 0], ["a"]), "one id a value"),
+        (lambda: stats.share_interval([1.0, 1.5]), "from 0 to 1"),
     ]:
         with pytest.raises(StatsError, match=match):
             call()

@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starling_nb.bias.tables import ANSWERS, BiasError, valid
-from starling_nb.stats import clustered_share
+from starling_nb.stats import share_interval
 
 
 def invalid_rates(rankings: pd.DataFrame, by: str | Sequence[str] = (), level: float = 0.95) -> pd.DataFrame:
@@ -42,7 +42,7 @@ def invalid_rates(rankings: pd.DataFrame, by: str | Sequence[str] = (), level: f
     for key, part in frame.groupby(groups, dropna=False) if groups else [((), frame)]:
         for kind in sorted(set(kinds[failed])) if "error" in names else ["True"]:
             hit = kinds[part.index] == kind
-            share = clustered_share(hit, prompt[part.index], level)
+            share = share_interval(hit, prompt[part.index], level)
             values = dict(zip(groups, key, strict=True)) | {"error": kind}
             given = [values[name] for name in names]
             rows.append((*given, share.value, share.low, share.high, int(hit.sum()), len(hit)))

@@ -17,8 +17,8 @@ from scipy import stats as scipy_stats
 
 from starling_nb import files, stats
 from starling_nb.bias.effects import hotelling_p
-from starling_nb.bias.failures import clustered_share
 from starling_nb.bias.tables import BiasError, Floats, Ints, Rankings, named_answers, read
+from starling_nb.stats import share_interval
 
 LARGE = 5_000
 """Rankings from which on a p-value is read off the large-sample distribution."""
@@ -156,7 +156,7 @@ def placements(rankings: pd.DataFrame | Rankings, level: float = 0.95) -> pd.Dat
     for position in range(table.width):
         here = table.length > position
         for rank in range(table.width):
-            share = clustered_share(ranks[here, position] == rank, table.prompt[here], level)
+            share = share_interval(ranks[here, position] == rank, table.prompt[here], level)
             rows.append((position, rank, share.value, share.low, share.high, int(here.sum())))
     return pd.DataFrame(rows, columns=["position", "rank", "share", "low", "high", "n"])
 

@@ -17,9 +17,9 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from starling_nb import stats
-from starling_nb.bias.failures import clustered_share, invalid_rates
+from starling_nb.bias.failures import invalid_rates
 from starling_nb.bias.tables import ANSWERS, BiasError, Floats, Ints, Rankings, named_answers, read
-from starling_nb.stats import Interval
+from starling_nb.stats import Interval, share_interval
 
 LARGEST = 2_000_000
 """Pairs of rankings that are compared, at most."""
@@ -83,7 +83,7 @@ def agreement(
     winner = np.argmax(rank == 0, axis=1)
     return Agreement(
         stats.mean_interval(tau, prompt, seed, 2000 if len(tau) < 50_000 else 400, level),
-        clustered_share(winner[first] == winner[second], prompt, level),
+        share_interval(winner[first] == winner[second], prompt, level),
         len(first),
         int(equal[kept].sum()),
     )
@@ -235,6 +235,6 @@ def _by_distance(found: pd.DataFrame, by: str, level: float) -> pd.DataFrame:
         decided = part[~part["tied"]]
         share = Interval(float("nan"), float("nan"), float("nan"), 0)
         if len(decided):
-            share = clustered_share(decided["agrees"], decided["prompt_first"], level)
+            share = share_interval(decided["agrees"], decided["prompt_first"], level)
         rows.append((by, gap, share.value, share.low, share.high, len(decided), len(part) - len(decided)))
     return pd.DataFrame(rows, columns=["by", "distance", "share", "low", "high", "n", "ties"])

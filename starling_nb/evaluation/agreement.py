@@ -24,7 +24,7 @@ from numpy.typing import ArrayLike
 from starling_nb.bias.reliability import WINNERS
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.tables import need, single
-from starling_nb.stats import Interval, clustered_share
+from starling_nb.stats import Interval, share_interval
 
 ON = ("prompt_id",)
 Rule = Literal["each", "net", "both"]
@@ -99,9 +99,9 @@ def both_orders(verdicts: pd.DataFrame, on: Sequence[str] = ON) -> BothOrders:
     prompt, one, swapped = pairs[on[0]], pairs["won"], pairs["won_swapped"]
     return BothOrders(
         share(decided["won"] == decided["shown"], decided[on[0]]),
-        clustered_share(one == swapped, prompt),
-        clustered_share((one == 1) & (swapped == -1), prompt),
-        clustered_share((one == -1) & (swapped == 1), prompt),
+        share_interval(one == swapped, prompt),
+        share_interval((one == 1) & (swapped == -1), prompt),
+        share_interval((one == -1) & (swapped == 1), prompt),
         len(read),
         len(read) - len(decided),
         len(table) - len(read),
@@ -140,7 +140,7 @@ def accuracy(
         raise EvaluationError("no readable verdict is on a labelled pair: name prompts and answers as the labels do")
     decided = read[read["won"].isin([-1, 1]) & (read["won_label"] != 0)]
     return Accuracy(
-        clustered_share(read["won"] == read["won_label"], read[on[0]]),
+        share_interval(read["won"] == read["won_label"], read[on[0]]),
         share(decided["won"] == decided["won_label"], decided[on[0]]),
         len(read),
         int(counted["blank"].sum()),
@@ -225,7 +225,7 @@ def cyclic_triads(verdicts: pd.DataFrame, on: Sequence[str] = ON) -> Interval:
         raise EvaluationError(
             "no three answers to one prompt have all their pairs decided: nothing can run in a circle"
         )
-    return clustered_share(hit, np.concatenate(clusters))
+    return share_interval(hit, np.concatenate(clusters))
 
 
 def _named(table: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
@@ -246,4 +246,4 @@ def _named(table: pd.DataFrame, on: Sequence[str]) -> pd.DataFrame:
 def share(hits: ArrayLike, clusters: ArrayLike) -> Interval:
     """Clustered share of hits; NaN of none."""
     nan = float("nan")
-    return clustered_share(hits, clusters) if np.size(hits) else Interval(nan, nan, nan, 0)
+    return share_interval(hits, clusters) if np.size(hits) else Interval(nan, nan, nan, 0)

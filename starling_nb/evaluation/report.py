@@ -111,7 +111,7 @@ def head_to_head(
     asked = alpaca_eval.requests(asked_for, answers["start"], answers["tuned"], orders="both", seed=seed)
     outcomes, names = judge.ask_all(asked), ("start", "tuned")
     table = alpaca_eval.annotate(asked_for, answers["start"], answers["tuned"], outcomes, generators=names)
-    wins = alpaca_eval.win_rate(table, seed=seed)
+    wins = alpaca_eval.win_rate(table)
     even, verdicts = _at_equal_length(table, wins.n), annotators.verdicts(outcomes, names)
     return HeadToHead(wins, even, conversations, answers, verdicts, table, outcomes)
 

@@ -18,7 +18,7 @@ from scipy import optimize, special
 from scipy import stats as scipy_stats
 
 from starling_nb.reward.metrics import MetricError, pairs
-from starling_nb.stats import Interval, mean_interval
+from starling_nb.stats import Interval, share_interval
 
 if TYPE_CHECKING:
     from starling_nb.reward.comparisons import Comparison
@@ -58,7 +58,7 @@ def calibration(table: pd.DataFrame, bins: int = 5) -> Calibration:
     index = np.minimum(((claim - 0.5) * 2 * bins).astype(int), bins - 1)
     rows = []
     for number, part in table.groupby(index):
-        share, edge = mean_interval(part.right, part.prompt_id), 0.5 + number / (2 * bins)
+        share, edge = share_interval(part.right, part.prompt_id), 0.5 + number / (2 * bins)
         predicted = float(claim[part.index].mean())
         span = {"start": edge, "end": edge + 0.5 / bins, "predicted": predicted}
         rows.append({**span, **vars(share), "pairs": len(part)})
@@ -129,7 +129,7 @@ def self_agreement(rankings: Sequence[Sequence[Comparison]]) -> Interval:
         found.append(pairs(one, [[-rank for rank in c.ranks] for c in other]))
     if not found or (table := pd.concat(found)).empty:
         raise MetricError("self-agreement needs two labellings that prefer some answers to others")
-    return mean_interval(table.right, table.prompt_id)
+    return share_interval(table.right, table.prompt_id)
 
 
 def ceiling(agreement: Interval) -> Ceiling:

@@ -20,7 +20,7 @@ from scipy import optimize
 from starling_nb import losses
 from starling_nb.errors import StarlingError
 from starling_nb.files import rng
-from starling_nb.stats import Interval, kendall_tau, mean_interval
+from starling_nb.stats import Interval, kendall_tau, mean_interval, share_interval
 
 if TYPE_CHECKING:
     from starling_nb.reward.comparisons import Comparison
@@ -82,9 +82,9 @@ def evaluate(comparisons: Sequence[Comparison], scores: Sequence[Sequence[float]
     ranked = [(c, np.asarray(s)) for c, s in zip(comparisons, scores, strict=True) if len(set(c.ranks)) > 1]
     told, asked = [(s, np.asarray(c.ranks)) for c, s in ranked], [c.prompt_id for c, _ in ranked]
     return {
-        "pairwise_accuracy": mean_interval(table.right, table.prompt_id),
-        "adjacent_accuracy": mean_interval(adjacent.right, adjacent.prompt_id),
-        "top1": mean_interval([float((ranks[s == s.max()] == ranks.min()).mean()) for s, ranks in told], asked),
+        "pairwise_accuracy": share_interval(table.right, table.prompt_id),
+        "adjacent_accuracy": share_interval(adjacent.right, adjacent.prompt_id),
+        "top1": share_interval([float((ranks[s == s.max()] == ranks.min()).mean()) for s, ranks in told], asked),
         "kendall_tau": mean_interval([_tau(s, ranks) for s, ranks in told], asked),
         "pl_nll": mean_interval([_pl_nll(s, ranks) for s, ranks in told], asked),
     }

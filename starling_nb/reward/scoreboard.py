@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 
 from starling_nb.reward import metrics
 from starling_nb.reward.metrics import MetricError
-from starling_nb.stats import Interval, mean_interval, paired_difference
+from starling_nb.stats import Interval, paired_difference, share_interval
 
 if TYPE_CHECKING:
     from starling_nb.reward.comparisons import Comparison
@@ -86,7 +86,7 @@ def _figures(test: Sequence[Comparison], values: Scores, held_out: Sequence[str]
     """One method's figures by metric."""
     every = metrics.pairs(test, values)
     parts = {NAMES[kind]: part for kind, part in kinds(every, held_out).items() if len(part)}
-    found = {name: mean_interval(part.right, part.prompt_id) for name, part in parts.items()}
+    found = {name: share_interval(part.right, part.prompt_id) for name, part in parts.items()}
     found |= {name: x for name, x in metrics.evaluate(test, values).items() if name not in found}
     with suppress(MetricError):
         found["length_controlled"] = metrics.length_controlled(every)

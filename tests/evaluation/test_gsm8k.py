@@ -7,6 +7,7 @@ from decimal import Decimal
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import given, settings
@@ -104,10 +105,12 @@ def test_a_start_that_solves_something_is_told_from_one_that_solves_next_to_noth
     assert start(9.9) == start(9)
 
 
-def test_shares_have_wilsons_interval_only_where_they_are_ones_and_zeros() -> None:
-    assert gsm8k.share([0, 1] * 10).low == pytest.approx(0.2993, abs=1e-4)  # Wilson's of 10 in 20
-    assert gsm8k.share([0.5] * 20).low == gsm8k.share([0.5] * 20).high == 0.5
-    assert gsm8k.share([False] * 20).high > 0
+def test_accuracies_have_wilsons_interval_and_several_answers_a_problem_are_surer() -> None:
+    once, often, never = np.tile([0.0, 1.0], 10), np.tile([0.25, 0.75], 10), np.zeros(20)
+    found = [gsm8k.accuracy(pd.DataFrame(dict.fromkeys(gsm8k.READINGS, x)))["strict"] for x in (once, often, never)]
+    assert (found[0].low, found[0].high) == pytest.approx((0.2993, 0.7007), abs=1e-4)  # 10 in 20
+    assert found[0].low < found[1].low < found[1].value == 0.5
+    assert found[2].low == 0 < found[2].high
 
 
 def test_the_real_solutions_are_read_as_the_set_says(real_data: Path) -> None:

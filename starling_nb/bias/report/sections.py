@@ -165,8 +165,8 @@ def contradictions(groups: Sequence[Group]) -> Section:
         mean = stats.mean_interval(rows["pair_agreement"], prompt, group.seed, 2000 if len(rows) < 50_000 else 400)
         measures = {
             "pairs that the list follows": mean,
-            "verdicts with a contradiction": stats.clustered_share(rows["contradictions"] > 0, prompt),
-            "verdicts whose pairs run in a circle": stats.clustered_share(rows["cyclic"] > 0, prompt),
+            "verdicts with a contradiction": stats.share_interval(rows["contradictions"] > 0, prompt),
+            "verdicts whose pairs run in a circle": stats.share_interval(rows["cyclic"] > 0, prompt),
         }
         return pd.DataFrame(
             [(name, found.value, found.low, found.high, len(rows)) for name, found in measures.items()],

@@ -24,7 +24,7 @@ from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.alpaca_eval.formats import COLUMNS, check, write_outputs
 from starling_nb.evaluation.alpaca_eval.length_control import length_controlled_win_rate as length_controlled_win_rate
 from starling_nb.judge import Outcome, Request, fences, last_line
-from starling_nb.stats import mean_interval
+from starling_nb.stats import share_interval
 
 Orders = Literal["random", "both"]
 SYSTEM = """\
@@ -219,7 +219,6 @@ def _preference(verdicts: Sequence[Outcome[float]], due: int) -> float:
 def win_rate(
     annotations: pd.DataFrame,
     *,
-    seed: int = 0,
     generator: str | None = None,
     baseline: str | None = None,
     annotator: str | None = None,
@@ -239,14 +238,13 @@ def win_rate(
     if rows.empty:
         told = ", ".join(f"{reason}: {count}" for reason, count in found.excluded.items()) or "no rows"
         raise EvaluationError(f"no row has a preference between 1 (baseline wins) and 2 (model wins); {told}")
-    shares = 100 * (rows["preference"].to_numpy() - 1)
-    interval = mean_interval(shares, seed=seed)
+    interval, shares = share_interval(rows["preference"] - 1), 100 * (rows["preference"].to_numpy() - 1)
     return WinRate(
         win_rate=float(shares.mean()),
         standard_error=float(shares.std(ddof=1) / np.sqrt(len(shares))) if len(shares) > 1 else float("nan"),
         n=len(shares),
-        low=max(interval.low, 0.0),
-        high=min(interval.high, 100.0),
+        low=100 * interval.low,
+        high=100 * interval.high,
         dropped=len(annotations) - len(shares),
         length=_mean_length(rows, "output_2"),
         baseline_length=_mean_length(rows, "output_1"),

@@ -53,15 +53,12 @@ def verdicts(outcomes: Iterable[Outcome[float]], generators: tuple[str, str]) ->
     return pd.DataFrame(rows, columns=["prompt_id", "first", "second", "winner"]).astype({"winner": object})
 
 
-def by_shown_order(
-    annotations: pd.DataFrame, shown_first: str = "candidate_shown_first", seed: int = 0
-) -> pd.DataFrame:
+def by_shown_order(annotations: pd.DataFrame, shown_first: str = "candidate_shown_first") -> pd.DataFrame:
     """A model's AlpacaEval win rate where its answer was shown first and where second, and that of the first slot.
 
     Args:
         annotations: as :func:`starling_nb.evaluation.alpaca_eval.win_rate` takes them, with a column of true and false.
         shown_first: that column's name.
-        seed: of the bootstrap.
 
     Returns:
         ``shown, win_rate, low, high, n`` in per cent, one row each for ``first``, ``second`` and ``slot``: the win rate
@@ -72,7 +69,7 @@ def by_shown_order(
     """
     need(annotations, [shown_first, "preference"])
     where = annotations[shown_first].astype(bool)
-    one, other = (win_rate(annotations[half], seed=seed) for half in (where, ~where))
+    one, other = (win_rate(annotations[half]) for half in (where, ~where))
     rate = (one.win_rate + 100 - other.win_rate) / 2
     half = 1.96 * np.hypot(one.standard_error, other.standard_error) / 2
     rows = [(name, r.win_rate, r.low, r.high, r.n) for name, r in (("first", one), ("second", other))]

@@ -23,7 +23,7 @@ from starling_nb import fetch
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.mmlu import LETTERS, Question
 from starling_nb.evaluation.tables import same_items
-from starling_nb.stats import Interval, mean_interval, paired_difference
+from starling_nb.stats import Interval, paired_difference, share_interval
 
 QUESTIONS = "mmlu"
 DEV = "mmlu-dev"
@@ -115,19 +115,18 @@ def by_subject(scores: pd.DataFrame) -> pd.DataFrame:
     return scores.groupby("subject")["correct"].agg(accuracy="mean", n="size").reset_index()
 
 
-def accuracy(scores: pd.DataFrame, *, clusters: str = "question", seed: int = 0) -> Interval:
+def accuracy(scores: pd.DataFrame, *, clusters: str = "question") -> Interval:
     """Accuracy weighted by subtask size (the mean over questions), 0..1, as the harness aggregates ``mmlu``.
 
     Args:
         scores: as :func:`starling_nb.evaluation.mmlu.score` gives them.
         clusters: ``question``, where the questions stand for others of these subjects, or ``subject``, where the
             subjects stand for others too; ``n`` counts these units.
-        seed: of the bootstrap.
 
     Raises:
         EvaluationError: ``clusters`` is something else.
     """
-    return mean_interval(scores["correct"].astype(float).to_numpy(), _clusters(scores, clusters), seed=seed)
+    return share_interval(scores["correct"], _clusters(scores, clusters))
 
 
 def change(before: pd.DataFrame, after: pd.DataFrame, *, clusters: str = "question", seed: int = 0) -> Interval:

@@ -22,7 +22,7 @@ from starling_nb.evaluation.mt_bench.checks import check
 from starling_nb.evaluation.mt_bench.formats import file_id
 from starling_nb.evaluation.mt_bench.official import Template, fields, template
 from starling_nb.judge import Outcome, Request, fences, last_line
-from starling_nb.stats import Interval, mean_interval
+from starling_nb.stats import Interval, share_interval
 
 TIE_DELTA = 0.1
 """Grades this close are a tie (FastChat ``common.py``)."""
@@ -179,7 +179,7 @@ def from_scores(judgments: Mapping[str, pd.DataFrame], model_a: str, model_b: st
     return Battles(table, len(one) + len(two) - 2 * len(both), left.duplicated + right.duplicated, 0)
 
 
-def win_rate(table: pd.DataFrame, *, seed: int = 0) -> Interval:
+def win_rate(table: pd.DataFrame) -> Interval:
     """Share of battles that ``model_a`` wins, 0..1, ties a half; clustered by question.
 
     Raises:
@@ -188,7 +188,7 @@ def win_rate(table: pd.DataFrame, *, seed: int = 0) -> Interval:
     if table.empty or table[["model_a", "model_b"]].drop_duplicates().shape[0] != 1:
         raise EvaluationError("a win rate needs the battles of one pair of models: choose one")
     value = table["winner"].map({"model_a": 1.0, "tie": 0.5, "model_b": 0.0})
-    return mean_interval(value.to_numpy(), clusters=table["question_id"].to_numpy(), seed=seed)
+    return share_interval(value, table["question_id"])
 
 
 def one_by_one(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -28,7 +28,7 @@ from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.offline.baselines import best_of_n_kl, extrapolate
 from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, shared_blocks
 from starling_nb.reward import RewardModel, comparisons, heads, scoring
-from starling_nb.stats import Interval, mean_interval, proportion_interval
+from starling_nb.stats import Interval, proportion_interval, share_interval
 
 MEASURES = ("proxy", "other", "judge", "rubric")
 GOLD = MEASURES[1:]
@@ -149,7 +149,7 @@ def agreement(answers: pd.DataFrame, measures: Sequence[str] = MEASURES[:3]) -> 
             pairs = np.triu(truth != 0, 1)
             right += (0.5 + 0.5 * (truth * said)[pairs]).tolist()
             prompts += [prompt] * int(pairs.sum())
-        rows.append({"measure": name, **vars(mean_interval(right, prompts))})
+        rows.append({"measure": name, **vars(share_interval(right, prompts))})
     return pd.DataFrame(rows)
 
 

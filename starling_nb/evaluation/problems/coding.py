@@ -24,9 +24,9 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.answering import answer
-from starling_nb.evaluation.problems.gsm8k import READINGS, Comparison, accuracy, compare, share
+from starling_nb.evaluation.problems.gsm8k import READINGS, Comparison, accuracy, compare
 from starling_nb.evaluation.problems.sandbox import Call, Job, Limits, run_all
-from starling_nb.stats import Interval
+from starling_nb.stats import Interval, share_interval
 
 if TYPE_CHECKING:
     from starling_nb.models import LM
@@ -259,7 +259,7 @@ def pass_at(scores: pd.DataFrame, k: int) -> Interval:
     if not 1 <= k <= least:
         raise EvaluationError(f"pass@{k} needs 1 to {least} of the {least} answers a problem: sample more, or lower k")
     pairs = zip(scores["samples"], scores["passed"], strict=True)
-    return share([1 - math.comb(int(n - c), k) / math.comb(int(n), k) for n, c in pairs])
+    return share_interval([1 - math.comb(int(n - c), k) / math.comb(int(n), k) for n, c in pairs])
 
 
 def outcomes(scores: pd.DataFrame) -> pd.DataFrame:

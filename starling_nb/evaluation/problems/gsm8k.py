@@ -14,16 +14,14 @@ from decimal import Decimal, InvalidOperation
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import pandas as pd
-from numpy.typing import ArrayLike
 from scipy.stats import binomtest
 
 from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.tables import same_items
-from starling_nb.stats import Interval, mean_interval, paired_difference, proportion_interval
+from starling_nb.stats import Interval, paired_difference, share_interval
 
 Verdict = Literal["measured", "floor: not testable"]
 FLOOR = 0.05
@@ -123,15 +121,8 @@ def score(problems: Sequence[Problem], replies: Mapping[str, str]) -> pd.DataFra
 
 
 def accuracy(scores: pd.DataFrame) -> dict[str, Interval]:
-    """Share of right answers by reading, 0..1, with intervals over problems as :func:`share` makes them."""
-    return {name: share(scores[name]) for name in READINGS}
-
-
-def share(values: ArrayLike) -> Interval:
-    """Mean of one number a problem, each 0..1: with Wilson's interval where all are 0 or 1, else (several answers a
-    problem) with that of :func:`starling_nb.stats.mean_interval`."""
-    x = np.asarray(values, dtype=np.float64)
-    return proportion_interval(int(x.sum()), len(x)) if np.isin(x, (0, 1)).all() else mean_interval(x)
+    """Share of right answers by reading, 0..1, with intervals over problems."""
+    return {name: share_interval(scores[name]) for name in READINGS}
 
 
 def above_floor(scores: pd.DataFrame) -> float:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from starling_nb.reward.benchmarks.items import Benchmark
@@ -22,7 +21,7 @@ from starling_nb.reward.benchmarks.scoring import (
     score,
     stored,
 )
-from starling_nb.stats import mean_interval
+from starling_nb.stats import Interval, mean_interval, share_interval
 
 COLUMNS = ["scorer", "benchmark", "subset", "metric", "value", "low", "high", "n"]
 
@@ -80,7 +79,9 @@ def table(benchmark: Benchmark, scores: Scores, scorer: str = "scorer", seed: in
         if frame.subset.nunique() == 1:
             groups = groups[:1]
         for subset, part in groups:
-            rows += [_row(name, benchmark.name, subset, m, part[m].to_numpy(), part.cluster, seed) for m in metrics]
+            rows += [
+                _row(name, benchmark.name, subset, m, share_interval(part[m], part.cluster), len(part)) for m in metrics
+            ]
         rows += [
             _weighted(frame, one, name, benchmark.name, seed) for one in aggregates(benchmark.name, _counts(frame))
         ]
@@ -100,12 +101,9 @@ def _counts(frame: pd.DataFrame) -> dict[str, int]:
     return {str(subset): int(count) for subset, count in frame.subset.value_counts(sort=False).items()}
 
 
-def _row(
-    scorer: str, benchmark: str, subset: str, metric: str, values: np.ndarray, clusters: pd.Series, seed: int
-) -> dict[str, Any]:
-    found = mean_interval(values, clusters.to_numpy(), seed)
+def _row(scorer: str, benchmark: str, subset: str, metric: str, found: Interval, n: int) -> dict[str, Any]:
     names = {"scorer": scorer, "benchmark": benchmark, "subset": subset, "metric": metric}
-    return {**names, "value": found.value, "low": found.low, "high": found.high, "n": len(values)}
+    return {**names, "value": found.value, "low": found.low, "high": found.high, "n": n}
 
 
 def _weighted(frame: pd.DataFrame, figure: Aggregate, scorer: str, benchmark: str, seed: int) -> dict[str, Any]:
@@ -116,4 +114,5 @@ def _weighted(frame: pd.DataFrame, figure: Aggregate, scorer: str, benchmark: st
     counts = part.subset.value_counts()
     scale = part.subset.map({s: share * len(part) / counts[s] for s, share in figure.shares.items()})
     values = value + scale * (part[figure.column] - part.subset.map(means))
-    return _row(scorer, benchmark, figure.subset, figure.metric, values.to_numpy(), part.cluster, seed)
+    found = mean_interval(values, part.cluster, seed)
+    return _row(scorer, benchmark, figure.subset, figure.metric, found, len(part))
