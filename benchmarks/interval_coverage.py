@@ -3,11 +3,11 @@
     python -m benchmarks.interval_coverage [--repetitions 5000]
 
 Means and paired differences go through :func:`starling_nb.stats.mean_interval`, win rates through
-:func:`starling_nb.stats.share_interval`, differences of ratings through
-:func:`starling_nb.evaluation.arena.bradley_terry`. Two turns of one question share that question's luck, and so
-do the three matches that three models fight on one question. What ratings claim is their estimate from a sample of
-300,000 questions; samples in which not all models can be rated are left out and counted. Writes
-``benchmarks/results/interval_coverage.json``.
+:func:`starling_nb.stats.share_interval`, changes of accuracy through :func:`starling_nb.stats.share_change`,
+differences of ratings through :func:`starling_nb.evaluation.arena.bradley_terry`. Two turns of one question share that
+question's luck, and so do the three matches that three models fight on one question. What ratings claim is their
+estimate from a sample of 300,000 questions; samples in which not all models can be rated are left out and counted.
+Writes ``benchmarks/results/interval_coverage.json``.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from scipy import stats as scipy_stats
 from benchmarks import records
 from starling_nb import files
 from starling_nb.evaluation import EvaluationError, arena
-from starling_nb.stats import mean_interval, share_interval
+from starling_nb.stats import Interval, mean_interval, share_change, share_interval
 
 ASKED = (0.93, 0.97)
 DRAWS = 600
@@ -36,6 +36,11 @@ Sample = tuple[Floats, NDArray[np.int64]]
 """Values and the clusters they belong to."""
 
 
+def bootstrapped(values: Floats, ids: NDArray[np.int64]) -> Interval:
+    """The interval of a mean, from fewer resamples; samples differ, so that one seed does for all."""
+    return mean_interval(values, ids, draws=DRAWS)
+
+
 @dataclass(frozen=True)
 class Scenario:
     """``draw(clusters, generator)`` gives a sample of so many clusters; coverage has to lie within :data:`ASKED`."""
@@ -43,8 +48,7 @@ class Scenario:
     name: str
     draw: Callable[[int, np.random.Generator], Sample]
     clusters: tuple[int, ...] = (8, 20, 80)
-    share: bool = False
-    """Whether the values are shares, 0 to 1."""
+    interval: Callable[[Floats, NDArray[np.int64]], Interval] = bootstrapped
 
 
 def own(values: Floats) -> Sample:
@@ -90,16 +94,36 @@ def preferred(chance: float, turns: int = 1) -> Callable[[int, np.random.Generat
     return draw
 
 
+def moved(up: float, down: float, turns: int = 1) -> Callable[[int, np.random.Generator], Sample]:
+    """Answers that become right or wrong, with these chances; ``turns`` of a subject share its luck."""
+
+    def draw(count: int, generator: np.random.Generator) -> Sample:
+        luck = generator.normal(0, 0.7 if turns > 1 else 0.0, (count, 1))
+        rise, fall = np.minimum(up * np.exp(luck), 0.5), np.minimum(down * np.exp(-luck), 0.5)
+        chance = generator.random((count, turns))
+        changes = np.where(chance < rise, 1.0, np.where(chance > 1 - fall, -1.0, 0.0))
+        return changes.ravel(), np.repeat(np.arange(count), turns)
+
+    return draw
+
+
 MEANS = [
     Scenario("mean, normal", lambda count, generator: own(generator.normal(size=count)), (3, 5, 8, 20, 80)),
     Scenario("mean, two turns share a question", graded(7.0)),
     Scenario("mean, clusters of 1 to 7", uneven),
     Scenario("paired difference, two turns share a question", changed),
-    Scenario("win rate .5, two turns share a question", preferred(0.5, 2), share=True),
-    Scenario("win rate .7", preferred(0.7), share=True),
-    Scenario("win rate .3, weighted", lambda count, generator: own(generator.beta(0.35, 0.82, count)), share=True),
-    Scenario("win rate .5, single votes", preferred(0.5), (8,), share=True),
-    Scenario("win rate .9, single votes", preferred(0.9), share=True),
+    Scenario("win rate .5, two turns share a question", preferred(0.5, 2), interval=share_interval),
+    Scenario("win rate .7", preferred(0.7), interval=share_interval),
+    Scenario(
+        "win rate .3, weighted",
+        lambda count, generator: own(generator.beta(0.35, 0.82, count)),
+        interval=share_interval,
+    ),
+    Scenario("win rate .5, single votes", preferred(0.5), (8,), interval=share_interval),
+    Scenario("win rate .9, single votes", preferred(0.9), interval=share_interval),
+    Scenario("change of accuracy, 10 % up, 5 % down", moved(0.1, 0.05), (20, 60, 200), share_change),
+    Scenario("change of accuracy, 3 % up, 2 % down", moved(0.03, 0.02), (60, 200), share_change),
+    Scenario("change of accuracy, ten questions a subject", moved(0.15, 0.1, 10), (8, 20, 60), share_change),
     Scenario("mean, exponential", lambda count, generator: own(generator.exponential(size=count)), (8, 80)),
 ]
 RATINGS = [(1.0, (8, 20, 80)), (0.0, (20,))]
@@ -123,10 +147,7 @@ def of_means(number: int, repetitions: int, seed: int) -> dict[str, Any]:
         rows, plain = [], []
         for turn in range(repetitions):
             values, ids = case.draw(clusters, generator)
-            if case.share:
-                interval = share_interval(values, ids)
-            else:
-                interval = mean_interval(values, ids, seed=generator, draws=DRAWS)
+            interval = case.interval(values, ids)
             rows.append((interval.low, interval.high))
             if turn % 5 == 0:
                 plain.append(percentile(values, ids, generator))

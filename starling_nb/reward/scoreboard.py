@@ -17,7 +17,7 @@ from scipy import stats as scipy_stats
 
 from starling_nb.reward import metrics
 from starling_nb.reward.metrics import MetricError
-from starling_nb.stats import Interval, paired_difference, share_interval
+from starling_nb.stats import Interval, share_change, share_interval
 
 if TYPE_CHECKING:
     from starling_nb.reward.comparisons import Comparison
@@ -127,7 +127,7 @@ def lead(
         MetricError: there is no pair of the kind.
     """
     gap, prompts = _paired(test, scores, ours, rival, kind, held)
-    return paired_difference(gap, np.zeros(len(gap)), clusters=prompts)
+    return share_change(gap, prompts)
 
 
 def leads(

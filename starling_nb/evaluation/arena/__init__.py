@@ -18,11 +18,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import sparse
 
-from starling_nb import clustered, files
+from starling_nb import files
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.arena.logistic import Design, fit
 from starling_nb.evaluation.tables import need
-from starling_nb.stats import Interval
+from starling_nb.stats import Interval, clustered
 
 Floats = NDArray[np.float64]
 SCALE, BASE, INIT = 400.0, 10.0, 1000.0
@@ -42,7 +42,7 @@ class Ratings:
     Attributes:
         table: model, rating, low, high, battles, wins, losses, ties; best first. A bound is infinite where resamples
             let the model win or lose everything, and missing with fewer than 8 independent units (see
-            :func:`starling_nb.clustered.enough`).
+            :func:`starling_nb.stats.clustered.enough`).
         style: feature, coefficient, low, high: logits for one standard deviation of the feature; empty without style.
         n: independent units: battles, or clusters of them.
         battles: votes that count.
@@ -104,7 +104,7 @@ def bradley_terry(
         ``<name>_a`` and ``<name>_b`` (say, lengths), numbers >= 0; their difference over their sum enters, scaled by
         its root mean square and not centred, so that swapping sides changes nothing. key: the column that names a vote.
         draws: resamples. seed: decides them. level: coverage asked for; with few clusters the quantiles are taken
-        further out, see :func:`starling_nb.clustered.tails`.
+        further out, see :func:`starling_nb.stats.clustered.tails`.
 
     Raises:
         EvaluationError: a column is missing, no two models can be rated, the anchor is not rated, or a style never

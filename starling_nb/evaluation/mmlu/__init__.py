@@ -26,7 +26,7 @@ from starling_nb import files
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.tables import same_items
 from starling_nb.models import LM
-from starling_nb.stats import Interval, paired_difference, proportion_interval
+from starling_nb.stats import Interval, paired_difference, proportion_interval, share_change
 
 LETTERS = "ABCD"
 CHANCE = 1 / len(LETTERS)
@@ -276,7 +276,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, margin: float = 0.1, *, s
         margin=margin,
         accuracy_before=accuracy(before),
         accuracy_after=accuracy(after),
-        accuracy_change=paired_difference(both["correct_after"], both["correct_before"], seed=seed),
+        accuracy_change=share_change(both["correct_after"].astype(float) - both["correct_before"].astype(float)),
         chance_p=chance_p,
         detectable=POWER * float(np.std(new - old, ddof=1)) / len(both) ** 0.5,
     )

@@ -23,7 +23,7 @@ from starling_nb import fetch
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.mmlu import LETTERS, Question
 from starling_nb.evaluation.tables import same_items
-from starling_nb.stats import Interval, paired_difference, share_interval
+from starling_nb.stats import Interval, share_change, share_interval
 
 QUESTIONS = "mmlu"
 DEV = "mmlu-dev"
@@ -129,15 +129,14 @@ def accuracy(scores: pd.DataFrame, *, clusters: str = "question") -> Interval:
     return share_interval(scores["correct"], _clusters(scores, clusters))
 
 
-def change(before: pd.DataFrame, after: pd.DataFrame, *, clusters: str = "question", seed: int = 0) -> Interval:
+def change(before: pd.DataFrame, after: pd.DataFrame, *, clusters: str = "question") -> Interval:
     """Change of accuracy, after minus before, paired by question; ``clusters`` as in :func:`accuracy`.
 
     Raises:
         EvaluationError: the two hold different questions, or ``clusters`` is unknown.
     """
     both = same_items(before, after[["id", "correct"]], "questions")
-    new, old = both["correct_after"].astype(float), both["correct_before"].astype(float)
-    return paired_difference(new, old, _clusters(both, clusters), seed=seed)
+    return share_change(both["correct_after"].astype(float) - both["correct_before"], _clusters(both, clusters))
 
 
 def _clusters(scores: pd.DataFrame, clusters: str) -> np.ndarray[Any, Any] | None:

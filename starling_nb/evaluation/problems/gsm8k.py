@@ -21,7 +21,7 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.tables import same_items
-from starling_nb.stats import Interval, paired_difference, share_interval
+from starling_nb.stats import Interval, share_change, share_interval
 
 Verdict = Literal["measured", "floor: not testable"]
 FLOOR = 0.05
@@ -134,7 +134,7 @@ def above_floor(scores: pd.DataFrame) -> float:
     return float(binomtest(right, len(scores), FLOOR, alternative="greater").pvalue)
 
 
-def compare(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Comparison:
+def compare(before: pd.DataFrame, after: pd.DataFrame) -> Comparison:
     """Accuracies and their change, paired by problem.
 
     Where neither model can be told from :data:`FLOOR` by the flexible reading, the verdict says so: no change could
@@ -144,10 +144,7 @@ def compare(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Comp
         EvaluationError: the two hold different problems, or none.
     """
     both = same_items(before, after, "problems")
-    change = {
-        name: paired_difference(both[f"{name}_after"].astype(float), both[f"{name}_before"].astype(float), seed=seed)
-        for name in READINGS
-    }
+    change = {name: share_change(both[f"{name}_after"].astype(float) - both[f"{name}_before"]) for name in READINGS}
     old, new = accuracy(before), accuracy(after)
     floor = max(old["flexible"].low, new["flexible"].low) < FLOOR
     return Comparison("floor: not testable" if floor else "measured", old, new, change)

@@ -21,7 +21,7 @@ from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError
 from starling_nb.evaluation.safety.refusals import is_refusal
 from starling_nb.evaluation.tables import same_items
-from starling_nb.stats import Interval, paired_difference, proportion_interval
+from starling_nb.stats import Interval, paired_difference, proportion_interval, share_change
 
 LABELS = ("benign", "harmful")
 
@@ -100,7 +100,7 @@ def rates(rows: pd.DataFrame) -> Rates:
     )
 
 
-def paired(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Change:
+def paired(before: pd.DataFrame, after: pd.DataFrame) -> Change:
     """Change of both rates over the prompts that ``before`` and ``after`` share (columns id, label, refused).
 
     Raises:
@@ -112,8 +112,7 @@ def paired(before: pd.DataFrame, after: pd.DataFrame, *, seed: int = 0) -> Chang
         rows = both[both["label"] == label]
         if rows.empty:
             raise EvaluationError(f"there are no {label} prompts: the two rates are given together")
-        new, old = (sign * rows[column].astype(float).to_numpy() for column in ("refused_after", "refused_before"))
-        return paired_difference(new, old, seed=seed)
+        return share_change(sign * (rows["refused_after"].astype(float) - rows["refused_before"].astype(float)))
 
     return Change(over_refusal=change("benign", 1), compliance=change("harmful", -1))
 
