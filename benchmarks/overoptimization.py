@@ -5,14 +5,16 @@
 Hours on two cores, and resumable step by step: the run stops every few steps, its policy answers held-out prompts, and
 proxy, another reward model, judge and rubric measure the answers. The proxy is notebook 03's recipe, unchanged, on the
 labels that are named (a quarter of them makes a weaker one); the other reward model learns from validation rows. Beside
-it stands the best of n of the start model's answers. Writes ``benchmarks/results/overoptimization.json``: both curves,
-the fits, and for each gold measure a stop point or how far there was none.
+it stands the best of n of the start model's answers. A guard that stops the run ends its curve, and is kept with it.
+Writes ``benchmarks/results/overoptimization/answers.parquet``, what every measure makes of each answer, from which
+notebook 06 computes both curves and their fits, and ``run.json``: commit, machine, recipe and the monitor's verdicts.
 """
 
 from __future__ import annotations
 
 import argparse
 import copy
+import json
 import subprocess
 import sys
 from dataclasses import asdict, replace
@@ -22,13 +24,12 @@ import pandas as pd
 
 from benchmarks import records, study
 from starling_nb import files, progress
-from starling_nb.evaluation import overoptimization as over
 from starling_nb.evaluation.overoptimization import goodhart
 from starling_nb.judge.connect import connect
 from starling_nb.models import LM
 from starling_nb.nectar import prompts
 from starling_nb.policy import tuning
-from starling_nb.policy.recipe import Recipe
+from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.policy.study import arms
 from starling_nb.policy.study.arms import Ground
 
@@ -43,10 +44,13 @@ def kept(path: Path, make: pd.DataFrame | None = None) -> pd.DataFrame:
 
 def watched(
     ground: Ground, recipe: Recipe, asked: argparse.Namespace, panel: goodhart.Panel
-) -> dict[str, pd.DataFrame]:
-    """The run's answers every few steps, by name; what is there is not made again.
+) -> tuple[dict[str, pd.DataFrame], str | None]:
+    """The run's answers every few steps, by name, and why a guard stopped it; what is there is not made again.
 
     A run goes on from its last checkpoint whatever its length, so that it is asked for a few more steps each time.
+
+    Raises:
+        TuningError: a guard stopped the run before it was measured twice.
     """
     _, offsets = arms.reward_model(ground, asked.labels, asked.seed)
     held_out, found = prompts.load(split="test", limit=asked.prompts), {}
@@ -54,18 +58,23 @@ def watched(
         path = asked.out / f"step-{step:04}.parquet"
         if not path.exists():
             fresh = LM(copy.deepcopy(ground.lm.model), ground.lm.chat, ground.lm.name)
-            tuning.tune(
-                fresh,
-                panel.proxy,
-                ground.prompts("train"),
-                replace(recipe, steps=step),
-                offsets=offsets,
-                checkpoint=asked.out / "run.pt",
-                report=progress.named(f"{asked.method}, to step {step}"),
-            )
+            try:
+                tuning.tune(
+                    fresh,
+                    panel.proxy,
+                    ground.prompts("train"),
+                    replace(recipe, steps=step),
+                    offsets=offsets,
+                    checkpoint=asked.out / "run.pt",
+                    report=progress.named(f"{asked.method}, to step {step}"),
+                )
+            except TuningError as error:
+                if len(found) < 2:
+                    raise
+                return found, str(error)
             kept(path, panel.measured(fresh, ground.lm, held_out, asked.policy_samples, f"step {step}"))
         found[f"step {step}"] = kept(path)
-    return found
+    return found, None
 
 
 def run(asked: argparse.Namespace) -> None:
@@ -86,28 +95,30 @@ def run(asked: argparse.Namespace) -> None:
         if not path.exists():
             held_out = prompts.load(split="test", limit=asked.prompts)
             kept(path, panel.measured(ground.lm, ground.lm, held_out, asked.samples, "start"))
-        start, after = kept(path), watched(ground, recipe, asked, panel)
-    keep(asked, recipe, start, after)
+        start, (after, stopped) = kept(path), watched(ground, recipe, asked, panel)
+    keep(asked, recipe, start, after, stopped)
 
 
-def keep(asked: argparse.Namespace, recipe: Recipe, start: pd.DataFrame, after: dict[str, pd.DataFrame]) -> None:
-    """The committed record: settings, curves in SD of the start's answers, verdicts in each measure's own unit."""
-    names = list(goodhart.MEASURES)
-    best = over.chosen(start, "proxy", names, goodhart.numbers(asked.samples))
-    curves = [best, over.run(start, after, names, asked.method)]
-    units = over.spread(start, names)
-    found = {
+def keep(
+    asked: argparse.Namespace, recipe: Recipe, start: pd.DataFrame, after: dict[str, pd.DataFrame], stopped: str | None
+) -> None:
+    """The committed record: every answer's measures, settings, and verdicts in each measure's own unit."""
+    found = goodhart.watch(start, after, asked.method)
+    print(found.verdicts[["way", "measure", "seen", "n", "said"]].to_string(index=False))
+    numbers = dict.fromkeys([*goodhart.MEASURES, "kl"], "float32")
+    columns = ["policy", "prompt_id", "sample", *numbers, "words"]
+    rows = pd.concat([table.assign(policy=name) for name, table in {"start": start, **after}.items()])
+    about = {
         "judge": asked.judge,
         "labels": asked.labels,
         "recipe": asdict(recipe),
-        "units": units,
-        "left_out": {curve.way: dict(curve.left_out) for curve in curves},
-        "agreement": goodhart.agreement(start).to_dict("records"),
-        "points": pd.concat([curve.table(units) for curve in curves]).to_dict("records"),
-        "verdicts": pd.concat([over.verdicts(curve) for curve in curves]).to_dict("records"),
+        "stopped": stopped,
+        "left_out": found.left_out,
+        "verdicts": json.loads(found.verdicts.to_json(orient="records", double_precision=6)),
     }
-    print(pd.DataFrame(found["verdicts"])[["way", "measure", "seen", "n", "said"]].to_string(index=False))
-    records.keep(asked.name, found)
+    records.keep(f"{asked.name}/run.json", about)
+    with files.replacing(records.FOLDER / asked.name / "answers.parquet") as part:
+        rows[columns].astype(numbers).to_parquet(part, index=False)
 
 
 def main() -> None:
@@ -127,7 +138,7 @@ def main() -> None:
     parser.add_argument("--profile", default="study")
     parser.add_argument("--study", type=Path, default=files.ROOT / "outputs" / "study", help="rows and reward models")
     parser.add_argument("--out", type=Path, default=files.ROOT / "outputs" / "overoptimization")
-    parser.add_argument("--name", default="overoptimization.json", help="name of the record")
+    parser.add_argument("--name", default="overoptimization", help="folder of the record")
     asked = parser.parse_args()
     if asked.steps < 2 * asked.every:
         parser.error(f"--steps {asked.steps} leaves less than two measurements: raise it, or lower --every")

@@ -18,8 +18,10 @@ from starling_nb import files
 from starling_nb.chat import Message
 from starling_nb.evaluation import EvaluationError, mt_bench
 from starling_nb.evaluation.judges import judging
+from starling_nb.evaluation.overoptimization import chosen, run, spread, verdicts
 from starling_nb.evaluation.overoptimization import fits as goodhart_fits
 from starling_nb.evaluation.overoptimization.fits import Form
+from starling_nb.evaluation.tables import need
 from starling_nb.judge import Judge, Request, fences
 from starling_nb.models import LM, shallow
 from starling_nb.nectar.prompts import Prompt
@@ -134,6 +136,64 @@ def beyond(start: LM, tuned: LM, alphas: Sequence[float]) -> dict[str, LM]:
 def numbers(samples: int) -> list[int]:
     """Powers of two from 2 to ``samples``, and ``samples`` itself."""
     return sorted({2**k for k in range(1, samples.bit_length()) if 2**k <= samples} | {samples})
+
+
+@dataclass(frozen=True)
+class Watched:
+    """Two ways of optimising, watched: ``points`` of the curves in standard deviations of the start's answers
+    (:func:`spread`), ``verdicts`` of the monitor in each measure's own unit, and what was ``left_out`` by way."""
+
+    points: pd.DataFrame
+    verdicts: pd.DataFrame
+    left_out: Mapping[str, Mapping[str, int]]
+
+    @property
+    def said(self) -> dict[tuple[str, str], str]:
+        """(way, gold measure) → the monitor's words."""
+        return {(row.way, row.measure): row.said for row in self.verdicts.itertuples() if row.measure != "proxy"}
+
+    @property
+    def rows(self) -> pd.DataFrame:
+        """What to record: kind, way, measure, value, low, high, n of each curve's last gain, and of its fall."""
+        last = self.points.groupby(["way", "measure"], sort=False).tail(1).rename(columns={"gain": "value"})
+        falls = self.verdicts.rename(columns={"fall": "value", "fall_low": "low", "fall_high": "high"})
+        both = pd.concat([last.assign(kind="gain_at_the_end"), falls.assign(kind="fall")], ignore_index=True)
+        return both[["kind", "way", "measure", "value", "low", "high", "n"]]
+
+    def gain(self, way: str, measure: str) -> Interval:
+        """The last gain of a curve, SD."""
+        row = self.rows.set_index(["kind", "way", "measure"]).loc[("gain_at_the_end", way, measure)]
+        return Interval(row.value, row.low, row.high, int(row.n))
+
+
+def watch(start: pd.DataFrame, after: Mapping[str, pd.DataFrame], way: str) -> Watched:
+    """The best of n of the start's answers by the proxy, and a run's policies, whose way has a name, by all measures.
+
+    Raises:
+        EvaluationError: as :func:`chosen` and :func:`run`.
+    """
+    samples = int(start.groupby("prompt_id").size().max())
+    curves = [chosen(start, "proxy", MEASURES, numbers(samples)), run(start, after, MEASURES, way)]
+    units = spread(start, MEASURES)
+    return Watched(
+        pd.concat([curve.table(units) for curve in curves], ignore_index=True),
+        pd.concat([verdicts(curve) for curve in curves], ignore_index=True),
+        {curve.way: dict(curve.left_out) for curve in curves},
+    )
+
+
+def recorded(path: Path) -> tuple[pd.DataFrame, dict[str, pd.DataFrame]]:
+    """The start's answers and a run's, policy by policy, as ``benchmarks/overoptimization.py`` measured them.
+
+    Raises:
+        EvaluationError: the table has other columns, or no answers of the start.
+    """
+    table = pd.read_parquet(path)
+    need(table, ["policy", "prompt_id", "sample", "kl", *MEASURES], "the recorded answers")
+    policies = {str(name): own for name, own in table.groupby("policy", sort=False)}
+    if "start" not in policies:
+        raise EvaluationError(f"{path} holds no answers of the start: measure a run again")
+    return policies.pop("start"), policies
 
 
 def agreement(answers: pd.DataFrame, measures: Sequence[str] = MEASURES[:3]) -> pd.DataFrame:
