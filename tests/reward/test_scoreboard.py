@@ -14,7 +14,7 @@ from starling_nb.files import rng
 from starling_nb.reward import comparisons, scoreboard, tour
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.metrics import MetricError, pairs
-from starling_nb.stats import Interval
+from starling_nb.stats import Interval, wilson
 from toy import ROWS
 
 
@@ -40,7 +40,8 @@ def test_kinds_of_pairs(test_part: list[Comparison]) -> None:
 def test_the_scoreboard_and_its_cells(test_part: list[Comparison]) -> None:
     scores = {"right": oracle(test_part), "wrong": oracle(test_part, -1.0)}
     table = scoreboard.table(test_part, scores, ["writer-cut"])
-    assert scoreboard.cell(table, "right", "all pairs") == Interval(1.0, 1.0, 1.0, len(test_part))
+    n = len(test_part)
+    assert scoreboard.cell(table, "right", "all pairs") == Interval(1.0, *wilson(1.0, n), n)
     assert scoreboard.cell(table, "wrong", "held-out responders").value == 0.0
     assert scoreboard.cell(table, "wrong", "kendall_tau").value == -1.0
     assert not table.duplicated(["method", "metric"]).any()
@@ -85,9 +86,9 @@ def test_figures_that_the_pairs_cannot_give_have_no_row() -> None:
 def test_a_lead_is_paired(test_part: list[Comparison]) -> None:
     scores = {"right": oracle(test_part), "wrong": oracle(test_part, -1.0)}
     gap = scoreboard.lead(test_part, scores, "right", "wrong", "all pairs", [])
-    assert (gap.value, gap.low, gap.high) == (1.0, 1.0, 1.0)
+    assert 0.5 < gap.low < gap.value == gap.high == 1.0
     same = scoreboard.lead(test_part, scores, "right", "right", "same model", [])
-    assert (same.value, same.low, same.high) == (0.0, 0.0, 0.0)
+    assert -0.5 < same.low < same.value == 0.0 < same.high == -same.low
 
 
 def test_leads_are_on_the_kinds_of_pairs_that_there_are(test_part: list[Comparison]) -> None:
