@@ -109,8 +109,7 @@ def keep(
     columns = ["policy", "prompt_id", "sample", *numbers, "words"]
     rows = pd.concat([table.assign(policy=name) for name, table in {"start": start, **after}.items()])
     about = {
-        "judge": asked.judge,
-        "labels": asked.labels,
+        "asked": {name: value for name, value in vars(asked).items() if not isinstance(value, Path)},
         "recipe": asdict(recipe),
         "stopped": stopped,
         "left_out": found.left_out,

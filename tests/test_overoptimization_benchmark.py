@@ -48,6 +48,7 @@ def test_a_record_gives_the_curves_it_was_made_from(tmp_path: Path, monkeypatch:
     overoptimization.keep(asked, Recipe(), start, after, "a guard's reason")
     about = files.read_json(tmp_path / "long" / "run.json")
     assert about["stopped"] == "a guard's reason"
+    assert about["asked"]["labels"] == "full"
     assert {row["measure"] for row in about["verdicts"]} == set(goodhart.MEASURES)
     kept = goodhart.watch(*goodhart.recorded(tmp_path / "long" / "answers.parquet"), "apa")
     made = goodhart.watch(start, after, "apa")
