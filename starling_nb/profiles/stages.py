@@ -213,6 +213,8 @@ class Overoptimization(Common):
     """Planted worlds of each kind, on which the monitor is tried."""
     max_new_tokens: int
     """Cap on an answer, tokens."""
+    recorded_run: str
+    """Table of a long run, as benchmarks/overoptimization.py writes it."""
 
 
 @dataclass(frozen=True)
