@@ -262,7 +262,7 @@ def test_a_change_turned_round_has_its_interval_turned_round(rows: list[tuple[fl
     assert gain.low < gain.high
 
 
-def test_changes_of_two_like_clusters_are_worth_the_clusters_alone() -> None:
+def test_changes_repeated_in_a_cluster_are_worth_one() -> None:
     changes = files.rng(4, "changes").choice([-1.0, 0.0, 1.0], 30)
     alone = stats.share_change(changes)
     twice = stats.share_change(np.repeat(changes, 5), np.repeat(np.arange(30), 5))
@@ -273,7 +273,7 @@ def test_changes_of_two_like_clusters_are_worth_the_clusters_alone() -> None:
 
 
 def test_rare_changes_are_covered_as_often_as_said() -> None:
-    """The bootstrap of the same changes held the truth in 68 % of samples: they often show none on one side."""
+    """The plain bootstrap of 60 such changes held the truth in 81 % of samples: they often show none on one side."""
     generator, covered = files.rng(5, "coverage"), {200: 0, 60: 0}
     for n in covered:
         for _ in range(600):
@@ -289,7 +289,7 @@ def bounds(interval: stats.Interval) -> tuple[float, float]:
 
 
 def test_win_rates_near_the_edge_are_covered_as_often_as_said() -> None:
-    """The bootstrap of the same votes held the truth in 92.3 % of 5,000 samples, of 8 votes far less."""
+    """The bootstrap of the same votes held the truth in 92.3 % of 5,000 samples."""
     generator, covered = files.rng(3, "coverage"), 0
     for _ in range(1500):
         wins = generator.random(20) < 0.9
