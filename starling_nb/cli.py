@@ -37,12 +37,22 @@ def reproduce(
     force: Annotated[bool, typer.Option("--force", help="Run the selected stages even if unchanged.")] = False,
     timeout: Annotated[int | None, typer.Option(min=1, help="Seconds that one cell may take.")] = None,
     explain: Annotated[bool, typer.Option("--explain", help="Say what would run and why; run nothing.")] = False,
+    dollars: Annotated[
+        float | None, typer.Option(min=0, help="The most that a paid judge may cost this folder.")
+    ] = None,
 ) -> None:
     """Run the notebooks in order; skip what is done; write metrics, manifest and report."""
     from starling_nb import reproduce as runner
 
     plan = runner.plan(
-        profile, out, start=start, only=only or (), settings=settings or (), force=force, timeout=timeout
+        profile,
+        out,
+        start=start,
+        only=only or (),
+        settings=settings or (),
+        force=force,
+        timeout=timeout,
+        dollars=dollars,
     )
     if explain:
         typer.echo("\n".join(runner.explain(plan)))

@@ -172,7 +172,7 @@ def _execute(plan: Plan, book: Notebook, key: str, entry: dict[str, Any], say: C
     folder, values = plan.out / book.name, plan.parameters[book.name]
     context = {"name": book.name, "out": str(plan.out), "needs": book.needs, "key": key, "parameters": values}
     progress = folder / "progress.jsonl"
-    env = kernel.environment(values, json.dumps(context), progress)
+    env = kernel.environment(values, json.dumps(context), progress, plan.dollars)
     with console.Watch(book.name, progress, say) as watch:
 
         def started(pid: int) -> None:

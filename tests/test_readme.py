@@ -16,11 +16,8 @@ import pytest
 import typer
 
 from starling_nb import cli, fetch, files, profiles, reproduce
-from starling_nb.judge import SimulatedJudge, simulation
 from starling_nb.judge.connect import SIMULATED, connect
 from starling_nb.nectar import prompts
-from starling_nb.nectar.judging import to_request
-from starling_nb.nectar.ranking import build
 from starling_nb.nectar.responses import making
 from starling_nb.reproduce import Plan, Result
 
@@ -299,34 +296,6 @@ def test_a_judge_is_the_model_and_the_server_that_the_line_names(
 def test_the_readme_shows_a_vendor_s_judge_and_one_s_own_server() -> None:
     assert SIMULATED not in JUDGES
     assert {"@http" in who for who in JUDGES} == {True, False}
-
-
-@pytest.mark.parametrize("key", ["", SECRET])
-def test_any_openai_compatible_server_can_judge_and_no_key_is_needed_or_written(
-    key: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", key)
-    prompt = prompts.load(limit=1)[0]
-    request = build(prompt.messages, [prompt.reference, prompt.flawed, "I do not know."], "final", 0)
-    with SimulatedJudge() as server, connect(f"{simulation.MODEL}@{server.base_url}", tmp_path / "ledger") as judge:
-        (outcome,) = judge.ask_all([to_request(request, prompt.id)])
-        assert server.served == 1
-    assert outcome.error is None
-    assert outcome.value is not None
-    assert sorted(outcome.value.ranking) == [0, 1, 2]
-    assert all(SECRET.encode() not in file.read_bytes() for file in tmp_path.iterdir())
-    assert capsys.readouterr() == ("", "")
-
-
-def test_a_model_s_name_may_hold_an_at_sign() -> None:
-    with connect("qwen@v2@http://127.0.0.1:8000/v1") as judge:
-        assert (judge.model, judge.base_url) == ("qwen@v2", "http://127.0.0.1:8000/v1")
-
-
-@pytest.mark.parametrize("who", ["qwen@htp://127.0.0.1:8000/v1", "@http://127.0.0.1:8000/v1", "http://127.0.0.1/v1"])
-def test_an_address_that_is_none_is_refused(who: str) -> None:
-    with pytest.raises(files.StarlingError, match="write model@http"), connect(who):
-        pass
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,22 @@ path.write_text("a reply")
         assert metrics["00.replies"]["value"] == kept, judge
 
 
+def test_the_most_that_a_judge_may_cost_reaches_the_notebook_and_is_no_reason_to_run_it_again(tmp_path: Path) -> None:
+    ask = """
+from starling_nb.judge.connect import connect, ledger_of
+with connect(stage.p.judge, ledger_of(stage)) as judge:
+    stage.record("left", judge.spending.budget.dollars)
+"""
+    tiny.write(tmp_path / "books", "00_first", ask)
+    for dollars, ran in ((2.5, ["00_first"]), (7.0, [])):
+        result, _ = run(tmp_path / "books", tmp_path / "out", settings=["judge=gpt-4-0613"], dollars=dollars)
+        assert result.ran == ran, result.message
+    assert json.loads((tmp_path / "out" / "metrics.json").read_text())["00.left"]["value"] == 2.5
+    with pytest.raises(StarlingError, match="what qwen costs is not known"):
+        run(tmp_path / "books", tmp_path / "out", settings=["judge=qwen@http://127.0.0.1:8000/v1"], dollars=1)
+    reproduce.plan("laptop", tmp_path / "out", notebooks=tmp_path / "books", dollars=1)
+
+
 def test_a_forced_run_makes_the_same_metrics(again: Callable[..., Any], tmp_path: Path) -> None:
     before = (tmp_path / "c" / "out" / "metrics.json").read_bytes()
     result, said = again(only=["0"], force=True)

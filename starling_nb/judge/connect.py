@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -9,9 +10,13 @@ from typing import Any
 
 from starling_nb.errors import StarlingError
 from starling_nb.judge.client import Judge
+from starling_nb.judge.ledger import Ledger
 from starling_nb.judge.simulation import SimulatedJudge
+from starling_nb.judge.spending import PRICES, Budget
 
 SIMULATED = "simulated"
+DOLLARS = "STARLING_NB_DOLLARS"
+"""Environment variable: the most that the judges of a run folder may cost together, those of earlier runs included."""
 
 
 def ledger_of(stage: Any) -> Path:
@@ -34,19 +39,63 @@ def connect(who: str, ledger: Path | None = None, seed: int = 0, **settings: Any
             OpenAI with the key in ``OPENAI_API_KEY``; ``"model@http://host:port/v1"`` asks any compatible server.
         ledger: file of paid replies; a second run with the same file pays nothing twice.
         seed: of the requests.
-        settings: further arguments of :class:`~starling_nb.judge.Judge`, such as ``budget`` and ``concurrency``.
+        settings: further arguments of :class:`~starling_nb.judge.Judge`, such as ``budget`` and ``concurrency``; the
+            budget is :data:`DOLLARS` where that is set and none is given.
 
     Raises:
-        StarlingError: ``who`` is empty, or its address is none.
+        StarlingError: ``who`` is empty, or its address is none, or the judge's price is not known and dollars are
+            limited.
     """
     with ExitStack() as stack:
         model, url = address(who)
         if who == SIMULATED:
             server = stack.enter_context(SimulatedJudge(seed=seed))
             model, url = server.model, server.base_url
+        elif ledger is not None:
+            settings.setdefault("budget", left(model, ledger.parent))
         judge = Judge(model, url, ledger=ledger, seed=seed, **settings)
         stack.callback(judge.close)
         yield judge
+
+
+def left(model: str, ledgers: Path) -> Budget | None:
+    """What :data:`DOLLARS` leaves ``model`` after all replies in a folder's ledgers; None where it is not set.
+
+    Raises:
+        StarlingError: the variable holds no amount of dollars, or the model's price is not known.
+    """
+    given = os.environ.get(DOLLARS, "")
+    if not given:
+        return None
+    try:
+        limit = float(given)
+    except ValueError:
+        limit = -1.0
+    if not 0 <= limit < float("inf"):
+        raise StarlingError(f"{DOLLARS}={given!r}: write an amount of dollars, such as 50, or unset it")
+    need_price(model)
+    return Budget(dollars=max(0.0, limit - sum(map(_cost, sorted(ledgers.glob("*.sqlite"))))))
+
+
+def need_price(model: str) -> None:
+    """Refuse to limit dollars where it is not known what a model costs.
+
+    Raises:
+        StarlingError: it is not.
+    """
+    if model not in PRICES:
+        raise StarlingError(f"what {model} costs is not known, so dollars cannot limit it: leave --dollars out")
+
+
+def _cost(path: Path) -> float:
+    """Dollars that a ledger's replies cost by the list; those of models without a price, nothing."""
+    ledger = Ledger(path)
+    try:
+        paid = ledger.tokens()
+    finally:
+        ledger.close()
+    used = {model: {"prompt_tokens": prompt, "completion_tokens": reply} for model, (prompt, reply) in paid.items()}
+    return sum(PRICES[model].of(usage) for model, usage in used.items() if model in PRICES)
 
 
 def address(who: str) -> tuple[str, str | None]:

@@ -135,6 +135,11 @@ class Ledger:
         row = self.select(f"SELECT avg(p), avg(c) FROM ({newest})", (model,))[0]
         return None if row[0] is None else (float(row[0]), float(row[1]))
 
+    def tokens(self) -> dict[str, tuple[int, int]]:
+        """Tokens of prompts and of replies that were paid for, by model."""
+        sums = "SELECT model, sum(prompt_tokens), sum(completion_tokens) FROM attempts GROUP BY model"
+        return {model: (prompt, reply) for model, prompt, reply in self.select(sums)}
+
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Enter attempts, all or none; they are in the file when this returns."""
         if not attempts:

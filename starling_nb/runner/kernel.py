@@ -21,6 +21,7 @@ from typing import Any
 
 from starling_nb import THREADS_WAIT, files
 from starling_nb.errors import StarlingError
+from starling_nb.judge.connect import DOLLARS
 from starling_nb.runner.notebook import Notebook
 
 _COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -32,8 +33,11 @@ class NotebookFailed(StarlingError):  # noqa: N818 (it is what happened, in the 
     """A notebook did not run to its end; the message fits on one screen."""
 
 
-def environment(parameters: Mapping[str, Any], stage: str, progress: Path) -> dict[str, str]:
-    """The kernel's environment: quiet OpenMP threads, batch mode, the hub only for a model of the hub."""
+def environment(
+    parameters: Mapping[str, Any], stage: str, progress: Path, dollars: float | None = None
+) -> dict[str, str]:
+    """The kernel's environment: quiet OpenMP threads, batch mode, the hub only for a model of the hub, and the most
+    that its judges may cost."""
     threads = str(parameters.get("threads", 2))
     own = {
         **THREADS_WAIT,
@@ -48,6 +52,8 @@ def environment(parameters: Mapping[str, Any], stage: str, progress: Path) -> di
     }
     if not any(isinstance(value, str) and _from_hub(name, value) for name, value in parameters.items()):
         own |= {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1"}
+    if dollars is not None:
+        own[DOLLARS] = str(dollars)
     return {**os.environ, **own}
 
 

@@ -24,6 +24,8 @@ class Plan:
     parameters: dict[str, dict[str, Any]]
     forced: frozenset[str] = frozenset()
     timeout: int | None = None
+    dollars: float | None = None
+    """The most that paid judges may cost the folder, earlier runs included."""
 
 
 def plan(
@@ -35,6 +37,7 @@ def plan(
     settings: Sequence[str] = (),
     force: bool = False,
     timeout: int | None = None,
+    dollars: float | None = None,
     notebooks: Path | None = None,
 ) -> Plan:
     """Decide what to run, and check every name and type before anything starts.
@@ -43,7 +46,8 @@ def plan(
     (and are skipped when nothing changed). ``force`` runs the selected ones whatever their keys say.
 
     Raises:
-        StarlingError: a profile, stage or parameter is unknown, or a value has the wrong type.
+        StarlingError: a profile, stage or parameter is unknown, a value has the wrong type, or dollars are to limit a
+            judge whose price is not known.
     """
     settings = list(settings)
     for text in [text for text in settings if text.split("=")[0].strip() in ("profile", "out")]:
@@ -61,9 +65,9 @@ def plan(
         wanted |= {book.name for book in books if book.number >= first}
     if not wanted:
         wanted = {book.name for book in books}
-    parameters = {book.name: _resolve(book, profile, out, chosen[book.name]) for book in books}
+    parameters = {book.name: _resolve(book, profile, out, chosen[book.name], dollars) for book in books}
     selected = _with_needs(books, wanted)
-    return Plan(profile, out, selected, parameters, frozenset(wanted if force else ()), timeout)
+    return Plan(profile, out, selected, parameters, frozenset(wanted if force else ()), timeout, dollars)
 
 
 def _folder(out: Path, notebooks: Path) -> tuple[Path, Path]:
@@ -82,7 +86,7 @@ def _with_needs(books: list[Notebook], wanted: set[str]) -> list[Notebook]:
     return [book for book in books if book.name in needed]
 
 
-def _resolve(book: Notebook, profile: str, out: Path, chosen: dict[str, Any]) -> dict[str, Any]:
+def _resolve(book: Notebook, profile: str, out: Path, chosen: dict[str, Any], dollars: float | None) -> dict[str, Any]:
     """The notebook's parameters: its own values, then the profile's, then ``--set``."""
     usual = profiles.values(profile, book.name)
     values = {name: usual.get(name, parameter.default) for name, parameter in book.parameters.items()} | chosen
@@ -91,9 +95,11 @@ def _resolve(book: Notebook, profile: str, out: Path, chosen: dict[str, Any]) ->
         for name, value in values.items()
     }
     if "judge" in values:
-        from starling_nb.judge.connect import address
+        from starling_nb.judge.connect import SIMULATED, address, need_price
 
-        address(values["judge"])  # before it is written into any file
+        model, _ = address(values["judge"])  # before it is written into any file
+        if dollars is not None and model != SIMULATED:
+            need_price(model)
     if "out" in values:
         values["out"] = manifest.shown(out)
     if book.name in profiles.STAGES:
