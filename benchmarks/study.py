@@ -1,6 +1,6 @@
 """The study of policies: every method, its labels, its blocks and the switches of its recipe over several seeds.
 
-    python -m benchmarks.study [CHAPTER ...] [--workers 2] [--out outputs/study] [--record benchmarks/results/study]
+    python -m benchmarks.study [CHAPTER ...] [--seeds 0 1 2] [--workers 2] [--record benchmarks/results/study]
 
 Hours on two cores, and resumable arm by arm: each is a process of its own with one thread, and is kept when it is done.
 With ``--record`` the arms of an earlier record count as done too: a study goes on, chapter by chapter, on another
@@ -242,10 +242,16 @@ def demonstrated(folder: Path, profile: str) -> pd.DataFrame:
     return pd.concat([rows.assign(**arm, seed=seed) for seed in SEEDS])
 
 
+def _now(asked: argparse.Namespace, name: str) -> list[Arm]:
+    """The arms of a chapter and of the seeds asked for, at the rates chosen by now."""
+    return [arm for arm in chapters(chosen(asked.out))[name] if arm.seed in asked.seeds]
+
+
 def main() -> None:
     """Run what is missing of the chapters, then gather."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("chapter", nargs="*", default=[])
+    parser.add_argument("--seeds", nargs="+", type=int, choices=SEEDS, default=SEEDS, help="only these, for now")
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--profile", default="study")
     parser.add_argument("--out", type=Path, default=files.ROOT / "outputs" / "study")
@@ -272,8 +278,8 @@ def main() -> None:
         unpack(asked.record, asked.out, asked.profile)
     run(asked, trials())
     for name in asked.chapter or parts[0]:
-        while not all(over(asked.out, arm) for arm in chapters(chosen(asked.out))[name]):
-            run(asked, chapters(chosen(asked.out))[name])
+        while left := [arm for arm in _now(asked, name) if not over(asked.out, arm)]:
+            run(asked, left)
     gather(asked.out, asked.profile)
 
 
