@@ -89,7 +89,7 @@ def judged(claim: Mapping[str, Any], metrics: Mapping[str, Mapping[str, Any]]) -
     small = VERDICTS[2]
     ours = metrics.get(claim["metric"]) if claim["metric"] else None
     if ours is None:
-        return small, f"this run has no {claim['metric'] or 'such number'}: {claim['on']}"
+        return small, f"this run has no {claim['metric'] or 'such number'}"
     if claim.get("needs") and (missing := _unmet(claim["needs"], metrics)):
         return small, missing
     n = ours.get("n")
