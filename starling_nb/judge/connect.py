@@ -84,18 +84,18 @@ def need_price(model: str) -> None:
         StarlingError: it is not.
     """
     if model not in PRICES:
-        raise StarlingError(f"what {model} costs is not known, so dollars cannot limit it: leave --dollars out")
+        raise StarlingError(
+            f"what {model} costs is not known, so dollars cannot limit it: leave --dollars out (and unset {DOLLARS})"
+        )
 
 
 def _cost(path: Path) -> float:
     """Dollars that a ledger's replies cost by the list; those of models without a price, nothing."""
     ledger = Ledger(path)
     try:
-        paid = ledger.tokens()
+        return sum(PRICES[model].of(usage) for model, usage in ledger.used().items() if model in PRICES)
     finally:
         ledger.close()
-    used = {model: {"prompt_tokens": prompt, "completion_tokens": reply} for model, (prompt, reply) in paid.items()}
-    return sum(PRICES[model].of(usage) for model, usage in used.items() if model in PRICES)
 
 
 def address(who: str) -> tuple[str, str | None]:

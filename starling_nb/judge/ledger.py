@@ -135,10 +135,11 @@ class Ledger:
         row = self.select(f"SELECT avg(p), avg(c) FROM ({newest})", (model,))[0]
         return None if row[0] is None else (float(row[0]), float(row[1]))
 
-    def tokens(self) -> dict[str, tuple[int, int]]:
-        """Tokens of prompts and of replies that were paid for, by model."""
+    def used(self) -> dict[str, dict[str, int]]:
+        """Tokens that were paid for (``prompt_tokens``, ``completion_tokens``), by model."""
         sums = "SELECT model, sum(prompt_tokens), sum(completion_tokens) FROM attempts GROUP BY model"
-        return {model: (prompt, reply) for model, prompt, reply in self.select(sums)}
+        rows = self.select(sums)
+        return {model: {"prompt_tokens": prompt, "completion_tokens": reply} for model, prompt, reply in rows}
 
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Enter attempts, all or none; they are in the file when this returns."""
