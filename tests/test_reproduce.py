@@ -166,6 +166,8 @@ with connect(stage.p.judge, ledger_of(stage)) as judge:
     with pytest.raises(StarlingError, match="what qwen costs is not known"):
         run(tmp_path / "books", tmp_path / "out", settings=["judge=qwen@http://127.0.0.1:8000/v1"], dollars=1)
     reproduce.plan("laptop", tmp_path / "out", notebooks=tmp_path / "books", dollars=1)
+    with pytest.raises(StarlingError, match="dollars = nan"):
+        reproduce.plan("laptop", tmp_path / "out", notebooks=tmp_path / "books", dollars=float("nan"))
 
 
 def test_a_forced_run_makes_the_same_metrics(again: Callable[..., Any], tmp_path: Path) -> None:

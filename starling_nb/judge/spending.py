@@ -53,11 +53,20 @@ PRICES = {  # OpenAI's list prices; check them before a large run, and give a Pr
 @dataclass(frozen=True)
 class Budget:
     """The most a :class:`~starling_nb.judge.Judge` may spend in its life: requests, tokens (prompt and reply),
-    dollars, or several of these."""
+    dollars, or several of these.
+
+    Raises:
+        StarlingError: an amount below 0, without end, or no number.
+    """
 
     requests: int | None = None
     tokens: int | None = None
     dollars: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, most in vars(self).items():
+            if most is not None and not 0 <= most < float("inf"):
+                raise StarlingError(f"{name} = {most}: write how many may be spent at most, 0 or more, or leave it out")
 
     def split(self, processes: int) -> Budget:
         """What each of several processes may spend, so that together they keep to this.

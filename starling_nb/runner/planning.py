@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from starling_nb import files, profiles
+from starling_nb.judge.connect import SIMULATED, address, need_price
+from starling_nb.judge.spending import Budget
 from starling_nb.runner import manifest, notebook
 from starling_nb.runner.notebook import Notebook
 
@@ -46,9 +48,10 @@ def plan(
     (and are skipped when nothing changed). ``force`` runs the selected ones whatever their keys say.
 
     Raises:
-        StarlingError: a profile, stage or parameter is unknown, a value has the wrong type, or dollars are to limit a
-            judge whose price is not known.
+        StarlingError: a profile, stage or parameter is unknown, a value has the wrong type, or dollars are no amount,
+            or are to limit a judge whose price is not known.
     """
+    Budget(dollars=dollars)
     settings = list(settings)
     for text in [text for text in settings if text.split("=")[0].strip() in ("profile", "out")]:
         name, _, value = text.partition("=")
@@ -95,8 +98,6 @@ def _resolve(book: Notebook, profile: str, out: Path, chosen: dict[str, Any], do
         for name, value in values.items()
     }
     if "judge" in values:
-        from starling_nb.judge.connect import SIMULATED, address, need_price
-
         model, _ = address(values["judge"])  # before it is written into any file
         if dollars is not None and model != SIMULATED:
             need_price(model)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -29,6 +31,12 @@ def test_prices_by_hand() -> None:
 def test_dollars_without_a_price_are_refused() -> None:
     with pytest.raises(StarlingError, match="needs the judge's price"):
         Judge("unheard-of", "http://127.0.0.1:9/v1", budget=Budget(dollars=1.0))
+
+
+@pytest.mark.parametrize("most", [{"dollars": math.nan}, {"dollars": math.inf}, {"dollars": -1.0}, {"requests": -1}])
+def test_what_limits_nothing_is_no_budget(most: dict[str, Any]) -> None:
+    with pytest.raises(StarlingError, match="at most, 0 or more"):
+        Budget(**most)
 
 
 @given(st.integers(1, 9), st.none() | st.integers(9, 99), st.none() | st.floats(0.1, 9))
