@@ -174,7 +174,9 @@ def test_each_chapter_holds_the_arms_that_differ_in_its_one_thing() -> None:
 def test_gains_are_told_over_the_model_that_an_arm_began_with() -> None:
     starts = effects.chapter(of_every_kind(), "start")
     over_chat = effects.gains(starts).set_index(["method", "start"]).value
-    own = effects.from_own_start(starts).set_index(["method", "start"])
+    own = effects.from_own_start(starts, {"utility": "rubric", "reward": "reward"})
+    assert own.metric.value_counts().to_dict() == {"rubric": 4, "reward": 4}
+    own = own[own.metric == "rubric"].set_index(["method", "start"])
     assert over_chat["start", "imitation"] == pytest.approx(0.2, abs=1e-9)
     table = of_every_kind()
     mean = table[(table.method == "start") & (table.start == "chat")].utility.mean()

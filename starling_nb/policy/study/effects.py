@@ -128,10 +128,10 @@ def gains(study: pd.DataFrame, column: str = "utility", base: pd.DataFrame | Non
     return pd.DataFrame(rows)
 
 
-def from_own_start(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
-    """:func:`gains` of every arm over the model that it began with."""
+def from_own_start(study: pd.DataFrame, metrics: Mapping[str, str]) -> pd.DataFrame:
+    """:func:`gains_of` every arm over the model that it began with."""
     trained = study[study.method.isin(["start", *ONLINE, "dpo"])]
-    parts = [gains(own, column, own[own.method == "start"]) for _, own in trained.groupby("start", sort=False)]
+    parts = [gains_of(own, metrics, own[own.method == "start"]) for _, own in trained.groupby("start", sort=False)]
     return pd.concat(parts, ignore_index=True)
 
 
