@@ -199,3 +199,12 @@ def test_parts_of_the_recipe_are_told_by_name_beside_the_plain_arm() -> None:
 def test_only_trained_methods_are_set_against_each_other() -> None:
     pairs = effects.differences(effects.chapter(of_every_kind()), margin=0.25)
     assert list(zip(pairs.one, pairs.other, strict=True)) == [("apa", "dpo")]
+
+
+def test_a_chapter_under_way_is_told_of_the_seeds_that_all_its_arms_have() -> None:
+    worth = {("apa", "full"): 0.5, ("apa", "noise"): 0.1}
+    table = study(worth)
+    part = table[(table.labels == "full") | (table.seed == 1)]
+    assert set(effects.chapter(part, "labels").seed) == {1}
+    assert set(effects.chapter(part, "method").seed) == {0, 1, 2}, "arms of other chapters do not hold this one up"
+    assert effects.gains(effects.chapter(part, "labels")).seeds.to_list() == [1, 1]

@@ -41,7 +41,7 @@ def read(path: Path) -> pd.DataFrame:
 
 def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
     """Test rows of the start model and of arms that differ in one way at most from plain ones, which are of all labels,
-    from the chat model, with a learning rate for their only change.
+    from the chat model, with a learning rate for their only change; of the seeds that all these arms have.
 
     Args:
         study: from :func:`read`.
@@ -64,8 +64,14 @@ def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
     others = pd.concat([found for name, found in differs.items() if name != varied], axis=1).any(axis=1)
     rows = study[~others & (study.split == "test")]
     if varied == "method":
-        return rows[rows.method != DEMONSTRATION]
-    return rows[rows.method.isin({"start", *rows.method[differs[varied]]})]
+        return _in_all(rows[rows.method != DEMONSTRATION])
+    return _in_all(rows[rows.method.isin({"start", *rows.method[differs[varied]]})])
+
+
+def _in_all(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows of the seeds that every arm among them has: a study that is under way goes on seed by seed."""
+    arms = rows[[*ARM, "seed"]].drop_duplicates().groupby("seed").size()
+    return rows[rows.seed.isin(arms.index[arms == rows[ARM].drop_duplicates().shape[0]])]
 
 
 def further(changes: str) -> str:
