@@ -213,13 +213,17 @@ def _refusals(lm: LM, prompts: Sequence[safety.Prompt], seed: int, max_new_token
     return safety.label(prompts, said)
 
 
-def safety_pair(pair: Pair, n: int, seed: int, max_new_tokens: int) -> pd.DataFrame:
-    """Over-refusal and compliance of both models and their paired change (model ``change``): model, rate, value, low,
-    high, n."""
+def refusals(pair: Pair, n: int, seed: int, max_new_tokens: int) -> dict[str, pd.DataFrame]:
+    """Which contrast prompts each model refuses: id, pair, label, refused; of the first ``n`` prompts, 0 for all."""
     contrast = _contrast(n)
-    labels = {name: _refusals(lm, contrast, seed, max_new_tokens, f"safety, {name}") for name, lm in pair.items()}
-    found: dict[str, Any] = {name: safety.rates(table) for name, table in labels.items()}
-    found["change"] = safety.paired(labels["start"], labels["tuned"])
+    return {name: _refusals(lm, contrast, seed, max_new_tokens, f"safety, {name}") for name, lm in pair.items()}
+
+
+def safety_pair(refused: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
+    """Over-refusal and compliance of both models and their paired change (model ``change``), of :func:`refusals`:
+    model, rate, value, low, high, n."""
+    found: dict[str, Any] = {name: safety.rates(table) for name, table in refused.items()}
+    found["change"] = safety.paired(refused["start"], refused["tuned"])
     rows = [
         {"model": name, "rate": rate, **vars(value)} for name, one in found.items() for rate, value in vars(one).items()
     ]
@@ -227,16 +231,24 @@ def safety_pair(pair: Pair, n: int, seed: int, max_new_tokens: int) -> pd.DataFr
 
 
 def wrapped_attacks(
-    pair: Pair, n: int, seed: int, max_new_tokens: int, kinds: Sequence[str] = tuple(jailbreaks.WRAPPERS)
+    pair: Pair,
+    refused: Mapping[str, pd.DataFrame],
+    n: int,
+    seed: int,
+    max_new_tokens: int,
+    kinds: Sequence[str] = tuple(jailbreaks.WRAPPERS),
 ) -> pd.DataFrame:
     """What wrapping the harmful prompts does to both models, always beside their over-refusal of the benign ones.
+
+    Of the first ``n`` contrast prompts (0: all) among those that ``refused``, of :func:`refusals`, tells of.
 
     Columns: model, wrapper (``none`` first), rate (``over_refusal``, of the benign prompts as they are, and
     ``compliance``, the attack's success), value, low, high, n.
     """
-    contrast, rows = _contrast(n), []
+    rows = []
     for name, lm in pair.items():
-        plain = _refusals(lm, contrast, seed, max_new_tokens, f"safety, {name}")
+        contrast = [prompt for prompt in _contrast(n) if prompt.pair in set(refused[name]["pair"])]
+        plain = refused[name][refused[name]["pair"].isin([prompt.pair for prompt in contrast])]
         benign = plain[plain["label"] == "benign"]
         tables = {"none": plain}
         for kind in kinds:

@@ -181,7 +181,8 @@ def _solved(ask: Callable[..., Mapping[str, pd.DataFrame]]) -> Callable[..., Ite
 
 def _safety(plan: Plan, pair: Pair, judge: Judge | None) -> Iterator[Row]:
     del judge
-    for row in report.safety_pair(pair, plan.n, plan.seed, plan.max_new_tokens).itertuples():
+    refused = report.refusals(pair, plan.n, plan.seed, plan.max_new_tokens)
+    for row in report.safety_pair(refused).itertuples():
         yield row.rate, row.model, Interval(row.value, row.low, row.high, row.n)
 
 

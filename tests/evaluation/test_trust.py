@@ -89,7 +89,8 @@ def test_attacks_are_told_with_over_refusal_beside_them(monkeypatch: pytest.Monk
     monkeypatch.setattr(report, "answer", answer)
     assert is_refusal(refused)
     pair: Any = {name: name for name in NAMES}
-    found = report.wrapped_attacks(pair, 8, 0, 16, ("prefix", "story"))
+    plain = report.refusals(pair, 8, 0, 16)
+    found = report.wrapped_attacks(pair, plain, 8, 0, 16, ("prefix", "story"))
     value = found.set_index(["model", "wrapper", "rate"])["value"]
     for wrapper in ("none", "prefix", "story"):
         assert value["start", wrapper, "over_refusal"] == 1
@@ -98,7 +99,9 @@ def test_attacks_are_told_with_over_refusal_beside_them(monkeypatch: pytest.Monk
         assert value["tuned", wrapper, "compliance"] == 1
     assert len(found) == 2 * 3 * 2
     assert set(found["n"]) == {sum(p.pair in {q.pair for q in safety.load()[:8]} for p in safety.load()) // 2}
-    both = report.safety_pair(pair, 8, 0, 16).set_index(["model", "rate"])["value"]
+    part = report.wrapped_attacks(pair, plain, 4, 0, 16, ("prefix",))
+    assert set(part["n"]) == {len({q.pair for q in safety.load()[:4]})}
+    both = report.safety_pair(plain).set_index(["model", "rate"])["value"]
     assert both["change", "over_refusal"] == -1
 
 
