@@ -50,6 +50,8 @@ RATES = ("2e-4", "4e-4")
 TRIAL = "steps=6"
 METHODS = (*arms.ONLINE, "dpo")
 ROWS = {"final": (), "naive": ("--set", "01.variant=naive")}
+UNGUARDED = "eos_floor=0"
+"""For the published recipe's switches: its code goes on where answers no longer end, and so do these arms."""
 KEPT = [*effects.ARM, "split", "seed", "prompt_id"]
 IMITATION = c_rlft.Recipe.best_answers(lr=1e-4)
 
@@ -108,14 +110,14 @@ def chapters(rates: dict[str, str]) -> dict[str, list[Arm]]:
         return [Arm("start", seed, start="imitation"), *tuned]
 
     switches = {name: f"{name}={value}".lower() for name, value, _ in PUBLISHED if name not in SCALED}
-    sets = [list(switches), *PARTS.values()]
+    sets = [[switches[name] for name in names] for names in (switches, *PARTS.values())]
     return {
         "methods": [one for s in SEEDS for one in (Arm("start", s), *(arm(m, s) for m in METHODS))],
         "labels": [arm(m, s, labels=x) for s in SEEDS for x in arms.LABELS[1:] for m in arms.ONLINE[:3]],
         "parts": [arm("apa", s, f"trainable={part}") for s in SEEDS for part in ("blocks:13-16", "lora:8")],
         "starts": [one for s in SEEDS for one in imitations(s)],
         "beyond": [replace(arm("apa", s), method="expo") for s in SEEDS],
-        "switches": [arm("apa", s, *(switches[name] for name in names)) for s in SEEDS for names in sets],
+        "switches": [arm("apa", s, *changes, UNGUARDED) for s in SEEDS for changes in sets],
     }
 
 

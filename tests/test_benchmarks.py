@@ -31,10 +31,11 @@ def test_every_arm_of_the_study_has_a_name_of_its_own_and_a_recipe() -> None:
     parts = study.chapters(dict.fromkeys(study.METHODS, "lr=2e-4"))
     every = [*study.trials(), *(arm for part in parts.values() for arm in part)]
     assert len({arm.name for arm in every}) == len(every)
+    assert max(len(arm.name) for arm in every) < 200, "names of files hold 255 bytes"
     named = [name for part in study.PARTS.values() for name in part]
     assert sorted(named) == sorted(name for name, *_ in PUBLISHED if name not in study.SCALED)
     whole = [Recipe(**parsed(arm.changes)) for arm in parts["switches"] if len(arm.changes) > len(named)]
-    published = replace(Recipe.published(), **dict(parsed(["lr=2e-4", "value_lr=1e-3", "epochs=1"])))
+    published = replace(Recipe.published(), **dict(parsed(["lr=2e-4", "value_lr=1e-3", "epochs=1", "eos_floor=0"])))
     assert whole == [published] * len(study.SEEDS)
     assert {arm.seed for arm in study.trials()}.isdisjoint(study.SEEDS)
     assert {arm.split for arm in study.trials()} == {"validation"}

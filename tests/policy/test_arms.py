@@ -16,7 +16,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.nectar import dataset
 from starling_nb.policy.offline import c_rlft
-from starling_nb.policy.recipe import Recipe, TuningError
+from starling_nb.policy.recipe import PUBLISHED, Recipe, TuningError
 from starling_nb.policy.study import arms
 from starling_nb.policy.study.arms import Arm, Ground
 from starling_nb.reward import training
@@ -158,6 +158,15 @@ def test_an_arm_of_its_own_seed_has_its_own_name_and_numbers(tmp_path: Path) -> 
     assert one.reward.to_list() != other.reward.to_list()
     names = {Arm("apa", s, x, changes=c).name for s in (0, 1) for x in ("full", "noise") for c in ((), ("lr=1e-4",))}
     assert len(names) == 8
+
+
+def test_an_arm_of_many_changes_has_a_name_that_fits_a_file(tmp_path: Path) -> None:
+    every = tuple(f"{name}={value}" for name, value, _ in PUBLISHED)
+    one, other = Arm("apa", changes=every).name, Arm("apa", changes=(*every[1:], every[0])).name
+    assert one != other
+    assert f"{len(every)}-changes" in one
+    assert len(one) < 150, "a temporary name beside it is longer, and may have 255 bytes"
+    files.write_json(tmp_path / f"{one}.stopped.json", {})
 
 
 def test_unknown_methods_and_switches_are_refused(tmp_path: Path) -> None:

@@ -55,8 +55,16 @@ class Arm:
 
     @property
     def name(self) -> str:
-        """A name that is this arm's alone, fit for a file."""
-        own = [self.method, self.labels, *([] if self.start == "chat" else [self.start]), *self.changes]
+        """A name that is this arm's alone, fit for a file: many changes are told by their number and a hash."""
+        changes = "-".join(self.changes)
+        if len(changes) > 120:
+            changes = f"{len(self.changes)}-changes-{files.hash_value(self.changes)[:8]}"
+        own = [
+            self.method,
+            self.labels,
+            *([] if self.start == "chat" else [self.start]),
+            *([changes] if changes else []),
+        ]
         return "-".join([*own, self.split, str(self.seed)]).replace(":", "")
 
 
