@@ -207,4 +207,7 @@ def test_a_chapter_under_way_is_told_of_the_seeds_that_all_its_arms_have() -> No
     part = table[(table.labels == "full") | (table.seed == 1)]
     assert set(effects.chapter(part, "labels").seed) == {1}
     assert set(effects.chapter(part, "method").seed) == {0, 1, 2}, "arms of other chapters do not hold this one up"
-    assert effects.gains(effects.chapter(part, "labels")).seeds.to_list() == [1, 1]
+    found = effects.gains(effects.chapter(part, "labels"))
+    assert found.seeds.to_list() == [1, 1]
+    assert effects.told_seeds(found) == "one seed, intervals over prompts alone"
+    assert effects.told_seeds(effects.gains(table)) == "3 seeds"

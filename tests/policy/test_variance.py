@@ -82,6 +82,18 @@ def test_a_large_effect_is_seen_and_none_is_not() -> None:
     assert nothing.low["labels minus method"] < 0 < nothing.high["labels minus method"]
 
 
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_main_effects_are_differences_of_means_over_the_other_factor(seeds: int) -> None:
+    table = drawn(0.5, 0.2, 0.0, np.random.default_rng(4))[..., :seeds]
+    found = variance.main_effects(study(table)).set_index(["factor", "level"])
+    assert found.against.to_list() == ["full", "full", "apa", "apa"]
+    assert set(found.seeds) == {seeds}
+    means = table.mean((2, 3))
+    assert found.value["labels", "naive"] == pytest.approx(means[2].mean() - means[0].mean())
+    assert found.value["method", "ppo"] == pytest.approx(means[:, 1].mean() - means[:, 0].mean())
+    assert found.low["labels", "naive"] < 1.0 < found.high["labels", "naive"]
+
+
 def test_a_design_with_a_hole_is_refused() -> None:
     table = study(drawn(0.5, 0.2, 0.1, np.random.default_rng(2)))
     with pytest.raises(StarlingError, match="every method with every kind"):

@@ -154,6 +154,14 @@ def gains_of(study: pd.DataFrame, metrics: Mapping[str, str], base: pd.DataFrame
     return pd.concat(parts, ignore_index=True)
 
 
+def told_seeds(gains: pd.DataFrame) -> str:
+    """How many seeds a table of :func:`gains` is of, for a caption."""
+    most, least = gains.seeds.max(), gains.seeds.min()
+    if most == 1:
+        return "one seed, intervals over prompts alone"
+    return f"{most} seeds" if most == least else f"{least} to {most} seeds"
+
+
 def online(gains: pd.DataFrame, metric: str) -> dict[str, Interval]:
     """Online method → its gain by ``metric``, of a table of :func:`gains_of`."""
     own = gains[gains.metric == metric].set_index("method")

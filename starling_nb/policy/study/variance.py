@@ -15,6 +15,7 @@ from scipy import stats
 
 from starling_nb.errors import StarlingError
 from starling_nb.policy.study.effects import matrix
+from starling_nb.stats import crossed_interval
 
 PARTS = ["labels", "method", "labels × method", "seed", "labels minus method"]
 Floats = NDArray[np.float64]
@@ -35,14 +36,9 @@ def parts(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
     Raises:
         StarlingError: an arm of the design is missing, or there are fewer than three seeds.
     """
-    arms = study[study.method != "start"]
-    names = [list(dict.fromkeys(arms[factor])) for factor in ("labels", "method")]
-    every = {name: matrix(part, column) for name, part in arms.groupby(["labels", "method"], sort=False)}
-    if len(every) != len(names[0]) * len(names[1]) or arms.seed.nunique() < 3:
-        raise StarlingError(
-            "parts of variance need every method with every kind of labels, three seeds or more: finish the study"
-        )
-    table = np.stack([np.stack([every[a, b].to_numpy() for b in names[1]]) for a in names[0]])
+    table, _ = _design(study, column)
+    if table.shape[3] < 3:
+        raise StarlingError("parts of variance need three seeds or more: finish the study")
     value, prompts = _parts(table), table.shape[2]
     by_prompt, by_seed = (_jackknife(table, axis) for axis in (2, 3))
     both = by_prompt + by_seed
@@ -52,6 +48,40 @@ def parts(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
     share = value / whole if whole > 0 else np.full(len(PARTS), np.nan)
     told = {"value": value, "low": value - half, "high": value + half, "n": prompts, "share": share}
     return pd.DataFrame({"part": PARTS, **told})
+
+
+def main_effects(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
+    """How far the means of labels lie from the first, whatever the method, and those of methods, whatever the labels.
+
+    Of arms labels × method × seed; :func:`starling_nb.stats.crossed_interval` over prompts and seeds, over prompts
+    alone where there is one seed. Columns: factor, level, against, value, low, high, n (prompts), seeds.
+
+    Raises:
+        StarlingError: an arm of the design is missing.
+    """
+    table, names = _design(study, column)
+    rows = []
+    for factor, other in (("labels", 1), ("method", 0)):
+        first, *means = table.mean(other)
+        for level, mean in zip(names[factor][1:], means, strict=True):
+            told = {"factor": factor, "level": level, "against": names[factor][0], "seeds": table.shape[3]}
+            rows.append(told | vars(crossed_interval(mean - first)))
+    return pd.DataFrame(rows)
+
+
+def _design(study: pd.DataFrame, column: str) -> tuple[Floats, dict[str, list[str]]]:
+    """``[labels, methods, prompts, seeds]`` of all trained arms, and the names along the first two."""
+    arms = study[study.method != "start"]
+    names = {factor: list(dict.fromkeys(arms[factor])) for factor in ("labels", "method")}
+    every = {name: matrix(part, column) for name, part in arms.groupby(["labels", "method"], sort=False)}
+    shapes = {found.shape for found in every.values()}
+    if len(every) != len(names["labels"]) * len(names["method"]) or len(shapes) != 1:
+        raise StarlingError(
+            "effects of labels and methods need every method with every kind of labels, of the same prompts and seeds: "
+            "finish the study"
+        )
+    rows = [np.stack([every[labels, method].to_numpy() for method in names["method"]]) for labels in names["labels"]]
+    return np.stack(rows), names
 
 
 def _parts(table: Floats) -> Floats:
