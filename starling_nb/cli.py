@@ -136,7 +136,7 @@ def judge(
     how = Batches() if batch else None
     budget = Budget(requests, None, dollars)
     ledger = out / "ledger.sqlite"
-    with connect(who, ledger, seed, budget=budget, concurrency=concurrency, batch=how, replay=replay) as asked:
+    with connect(who, ledger, seed, budget, concurrency=concurrency, batch=how, replay=replay) as asked:
         typer.echo(f"forecast, with an empty ledger: {asked.forecast(labelling.requests(items, plan), total)}")
         if forecast:
             return

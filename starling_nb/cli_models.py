@@ -140,8 +140,9 @@ def tune(
     from starling_nb.policy.rewards.rules import BatchRule, weighted
 
     chosen = made(recipe, objective, settings or ())
-    budget = Budget(requests, None, dollars).split(int(os.environ.get("WORLD_SIZE", "1")))
-    asked = connect(judge, out / "ledger.sqlite", budget=budget, attempts=3) if judge else nullcontext()
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    budget = Budget(requests, None, dollars).split(ranks)
+    asked = connect(judge, out / "ledger.sqlite", 0, budget, ranks, attempts=3) if judge else nullcontext()
     with asked as connected:
         added = weighted(rules or (), connected)
         plan = running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added, sampler=sampler)  # type: ignore[arg-type]
@@ -195,7 +196,7 @@ def evaluate(
         seed=seed,
     )
     budget = Budget(requests, None, dollars)
-    with connect(judge, out / "ledger.sqlite", seed, budget=budget) if judge else nullcontext() as asked:
+    with connect(judge, out / "ledger.sqlite", seed, budget) if judge else nullcontext() as asked:
         table = running.run(plan, asked)
     typer.echo(f"{table.round(3).to_string(index=False)}\n{out / 'evaluation.csv'}")
 

@@ -78,8 +78,17 @@ class LM:
 
 
 def fingerprint(module: torch.nn.Module) -> str:
-    """A hash of every weight tensor's first values: two models that were trained apart have two."""
-    return files.hash_value([weight.detach().flatten()[:8].double().tolist() for weight in module.parameters()])
+    """A hash of every weight tensor's first values and of the sum of all its bits: any training gives another."""
+    return files.hash_value(
+        [[weight.detach().flatten()[:8].double().tolist(), _bits(weight)] for weight in module.parameters()]
+    )
+
+
+def _bits(weight: torch.Tensor) -> int:
+    """The sum of a tensor's bytes, read as whole numbers of eight where they can be: exact in any order."""
+    flat = weight.detach().contiguous().flatten()
+    whole = torch.int64 if flat.numel() * flat.element_size() % 8 == 0 else torch.uint8
+    return int(flat.view(whole).sum(dtype=torch.int64))
 
 
 def shallow(lm: LM, depth: int) -> LM:

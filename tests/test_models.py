@@ -57,6 +57,17 @@ def test_models_of_two_types_can_be_trained_in_one_process() -> None:
         assert accelerator.device.type == "cpu"
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_fingerprint_changes_with_the_least_change_of_any_weight(dtype: torch.dtype) -> None:
+    layer = torch.nn.Linear(33, 5, dtype=dtype)
+    before, kept = models.fingerprint(layer), layer.weight[4, 32].clone()
+    with torch.no_grad():
+        layer.weight[4, 32] = torch.nextafter(kept, torch.tensor(9.0, dtype=dtype))
+        assert models.fingerprint(layer) != before
+        layer.weight[4, 32] = kept
+    assert models.fingerprint(layer) == before
+
+
 @pytest.mark.parametrize("family", toy.FAMILIES)
 def test_a_shallow_model_is_the_first_blocks_of_the_whole(family: str) -> None:
     lm = toy.lm(family)

@@ -28,7 +28,7 @@ from starling_nb.judge.jobs import ENDPOINT, Asked, Job, Jobs
 from starling_nb.judge.ledger import Attempt
 from starling_nb.judge.session import Gap, read
 from starling_nb.judge.spending import BudgetExceeded
-from starling_nb.judge.wire import JudgeUnavailable, Unanswered
+from starling_nb.judge.wire import JudgeUnavailable, Unanswered, server
 
 if TYPE_CHECKING:
     from starling_nb.judge.client import Judge
@@ -92,7 +92,7 @@ class _Run:
 
     def __init__(self, judge: Judge, how: Batches) -> None:
         self.judge, self.how, self.wire = judge, how, judge.wire()
-        self.jobs = Jobs(judge.ledger, judge.model, self.wire.where())
+        self.jobs = Jobs(judge.ledger, judge.model, server(judge.base_url))
         self.tries: Counter[str] = Counter()
         self.reserved: dict[str, dict[str, int]] = {}
         self.new: set[str] = set()  # jobs for which no batch can exist on the server yet
@@ -237,11 +237,11 @@ class _Run:
         self.jobs.end(job.name, found)
         for attempt in found:
             most = self.reserved.pop(attempt.key, None)
-            self.judge.spending.collect(most, attempt.usage if attempt.outcome == "reply" else None)
+            self.judge.spending.collect(most, attempt.usage or None)
 
     def _attempt(self, name: str, asked: Asked, line: dict[str, Any]) -> Attempt:
         """What the ledger enters for one line of a batch's output or error file."""
-        response = line.get("response") or {}
+        response, usage = line.get("response") or {}, dict[str, int]()
         status, body = response.get("status_code"), response.get("body")
         try:
             if status == 200:
@@ -250,12 +250,12 @@ class _Run:
             failure = f"http_{status}" if status else str(problem.get("code") or "malformed")
             told = str(problem.get("message") or problem)
         except Unanswered as error:
-            failure, told = error.failure, str(error)
+            failure, told, usage = error.failure, str(error), dict(error.usage)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             failure, told = "malformed", f"no chat completion ({type(error).__name__}: {error})"
         self.tries[name] += self.how.rounds if failure in PERMANENT else 1
         told = self.wire.safe(told)[:500]
-        return Attempt(name, asked.id, self.judge.model, asked.sample, asked.params, failure, error=told)
+        return Attempt(name, asked.id, self.judge.model, asked.sample, asked.params, failure, error=told, usage=usage)
 
     async def _lines(self, client: Any, file_id: str | None) -> AsyncIterator[dict[str, Any]]:
         """The JSON lines of a file on the server, read as they come."""

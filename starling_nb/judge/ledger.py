@@ -14,7 +14,7 @@ import sqlite3
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ CREATE TABLE IF NOT EXISTS attempts (
   prompt_tokens INTEGER, completion_tokens INTEGER, error TEXT);
 CREATE INDEX IF NOT EXISTS replies ON attempts (key) WHERE outcome = 'reply';
 CREATE INDEX IF NOT EXISTS failures ON attempts (key) WHERE outcome <> 'reply';
+CREATE TABLE IF NOT EXISTS servers (model TEXT, address TEXT, PRIMARY KEY (model, address)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS batches (
   job TEXT PRIMARY KEY, state TEXT NOT NULL, file_id TEXT, batch_id TEXT, requests INTEGER);
 CREATE TABLE IF NOT EXISTS batch_owners (job TEXT PRIMARY KEY, model TEXT NOT NULL, address TEXT NOT NULL);
@@ -141,6 +142,13 @@ class Ledger:
         rows = self.select(sums)
         return {model: {"prompt_tokens": prompt, "completion_tokens": reply} for model, prompt, reply in rows}
 
+    def met(self, model: str, address: str) -> list[str]:
+        """Other servers at which ``model`` was asked into this ledger; ``address`` is noted beside them."""
+        with self.transaction() as connection:
+            connection.execute("INSERT OR IGNORE INTO servers VALUES (?, ?)", (model, address))
+        rows = self.select("SELECT address FROM servers WHERE model = ? AND address <> ?", (model, address))
+        return [row[0] for row in rows]
+
     def append(self, attempts: Sequence[Attempt]) -> None:
         """Enter attempts, all or none; they are in the file when this returns."""
         if not attempts:
@@ -188,6 +196,15 @@ class Ledger:
                 f"the judge's ledger {self.path} cannot be read or written ({error}): free some space, mend its "
                 "permissions or close what holds it, then run again; nothing in it is paid for twice"
             ) from error
+
+
+def is_one(path: Path) -> bool:
+    """Whether a file is a ledger; it is only read."""
+    try:
+        with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)) as connection:
+            return bool(connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'attempts'").fetchall())
+    except sqlite3.Error:
+        return False
 
 
 def insert(connection: sqlite3.Connection, attempts: Iterable[Attempt]) -> None:

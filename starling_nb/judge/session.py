@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -127,14 +127,16 @@ class Session:
         most, spending = request.most, self.judge.spending
         await spending.reserve(most)
         usage = None
+
+        def note(name: str, told: str, cost: Mapping[str, int]) -> object:
+            return self.clerk.note(gap.attempt(request, self.judge.model, name, error=told, usage=cost))
+
         try:
-            record = await self.wire.send(
-                request.messages,
-                gap.params,
-                sum(most.values()),
-                lambda name, told: self.clerk.note(gap.attempt(request, self.judge.model, name, error=told)),
-            )
+            record = await self.wire.send(request.messages, gap.params, sum(most.values()), note)
             usage = record["usage"]
+        except Unanswered as error:
+            usage = error.usage or None
+            raise
         finally:
             spending.settle(most, usage)
         return record

@@ -62,6 +62,8 @@ class Budget:
     requests: int | None = None
     tokens: int | None = None
     dollars: float | None = None
+    before: float = 0.0
+    """Of the dollars, those that earlier runs have spent."""
 
     def __post_init__(self) -> None:
         for name, most in vars(self).items():
@@ -77,7 +79,17 @@ class Budget:
         requests, tokens = (None if whole is None else whole // processes for whole in (self.requests, self.tokens))
         if (self.requests and not requests) or (self.tokens and not tokens):
             raise StarlingError(f"a budget for {processes} processes needs as many requests: give more, or none")
-        return Budget(requests, tokens, None if self.dollars is None else self.dollars / processes)
+        left = None if self.dollars is None else self.before + max(0.0, self.dollars - self.before) / processes
+        return Budget(requests, tokens, left, self.before)
+
+    def told(self, requests: int, tokens: int, dollars: float) -> str:
+        """What is spent of what may be, for a message."""
+        spent = {"requests": requests, "tokens": tokens}
+        parts = [f"{n} of {getattr(self, name)} {name}" for name, n in spent.items() if getattr(self, name) is not None]
+        if self.dollars is not None:
+            earlier = f", ${self.before:.2f} of them in earlier runs" if self.before else ""
+            parts.append(f"${self.before + dollars:.2f} of ${self.dollars:.2f}{earlier}")
+        return "; ".join(parts)
 
 
 @dataclass
@@ -114,12 +126,10 @@ class Spending:
         """
         over = self.budget.requests is not None and self.requests >= self.budget.requests
         if over or not self._fits(most, self.reserved_tokens, self.reserved_dollars):
-            paid = f"{self.requests} requests, {self.tokens} tokens" + f", ${self.dollars:.2f}" * (
-                self.price is not None
-            )
+            paid = self.budget.told(self.requests, self.tokens, self.dollars)
             raise BudgetExceeded(
-                f"the judge's budget is used up ({paid} spent of {self.budget}). What was paid for is in the ledger: "
-                "raise the budget and run again."
+                f"the judge's budget is used up for all that the next request may cost (spent: {paid}). What was paid "
+                "for is in the ledger: raise the budget and run again."
             )
         self.requests += 1
         self.reserved_tokens += sum(most.values())
@@ -129,7 +139,7 @@ class Spending:
         """Whether ``most`` fits into the budget beside what is spent and the given reservations."""
         limit, price = self.budget, self.price.of(most) if self.price else 0.0
         return (limit.tokens is None or self.tokens + tokens + sum(most.values()) <= limit.tokens) and (
-            limit.dollars is None or self.dollars + dollars + price <= limit.dollars + 1e-9
+            limit.dollars is None or limit.before + self.dollars + dollars + price <= limit.dollars + 1e-9
         )
 
     def settle(self, most: Mapping[str, int], usage: Mapping[str, int] | None) -> None:

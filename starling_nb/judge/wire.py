@@ -26,12 +26,17 @@ if TYPE_CHECKING:
 R = TypeVar("R")
 FIRST_PAUSE, LONGEST_PAUSE = 0.25, 30.0  # seconds; doubled with every try
 REFUSALS_PER_RETRY = 3  # a server may refuse for its rate this many times as often as it may fail
+OPENAI = "https://api.openai.com/v1"
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+SECRET = 16
+"""Characters from which on a key is a secret that must not stand in a reply; shorter ones are words, such as the
+``ollama`` that servers without keys are given."""
 
-Note = Callable[[str, str], object]
-"""Called with the name of a failure (``http_429``, ``timeout``, …) and what is known of it."""
+Note = Callable[[str, str, Mapping[str, int]], object]
+"""Called with the name of a failure (``http_429``, ``timeout``, …), what is known of it, and the tokens it cost."""
 
 
-def _unheard(name: str, told: str) -> None:
+def _unheard(name: str, told: str, usage: Mapping[str, int]) -> None:
     """Nobody wants to know of a failure."""
 
 
@@ -42,11 +47,11 @@ class JudgeUnavailable(JudgeStopped):
 
 
 class Unanswered(StarlingError):  # noqa: N818
-    """This one request got no reply; others may. ``failure`` is the ledger's word for it."""
+    """This one request got no reply; others may. ``failure`` is the ledger's word for it, ``usage`` what it cost."""
 
-    def __init__(self, told: str, failure: str = "refused") -> None:
+    def __init__(self, told: str, failure: str = "refused", usage: Mapping[str, int] | None = None) -> None:
         super().__init__(told)
-        self.failure = failure
+        self.failure, self.usage = failure, usage or {}
 
 
 class _Failed(Exception):  # noqa: N818
@@ -112,7 +117,7 @@ class Wire:
             try:
                 return await self._once(call)
             except _Failed as failure:
-                note(failure.name, str(failure.error))
+                note(failure.name, str(failure.error), {})
                 limited = failure.name == "http_429"
                 refused, failed = refused + limited, failed + (not limited)
                 if failed > self.retries or refused > self.retries * REFUSALS_PER_RETRY or self._left:
@@ -121,7 +126,7 @@ class Wire:
                 with self._rest():
                     await asyncio.sleep(max(pause, failure.asked))
             except (Unanswered, JudgeUnavailable) as error:
-                note(error.failure, str(error))
+                note(error.failure, str(error), getattr(error, "usage", {}))
                 raise
 
     @contextmanager
@@ -174,7 +179,7 @@ class Wire:
         if self._client is None:
             import openai
 
-            local = urlsplit(self.base_url or "").hostname in ("127.0.0.1", "localhost", "::1")
+            local = urlsplit(self.base_url or "").hostname in LOOPBACK
             secret = self._key or ("local" if local else os.environ.get("OPENAI_API_KEY"))
             if not secret:
                 raise JudgeUnavailable(
@@ -198,19 +203,20 @@ class Wire:
             Unanswered: the content filter stopped it.
             ValueError, LookupError, TypeError, AttributeError: it is no chat completion.
         """
-        choice = body["choices"][0]
+        choice, told = body["choices"][0], body.get("usage") or {}
+        counts = {name: int(told.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
+        usage = {**counts, "total_tokens": sum(counts.values())}
         if choice.get("finish_reason") == "content_filter":
-            raise Unanswered("the server's content filter stopped the reply", "content_filter")
-        message, usage = choice["message"], body.get("usage") or {}
+            raise Unanswered("the server's content filter stopped the reply", "content_filter", usage)
+        message = choice["message"]
         reply = message.get("content") or message.get("refusal") or ""
         if not isinstance(reply, str):
             raise ValueError("the message's content is no text")
-        counts = {name: int(usage.get(name) or 0) for name in ("prompt_tokens", "completion_tokens")}
         return {
-            "reply": self.safe(reply),
+            "reply": self.safe(reply, SECRET),
             "finish_reason": choice.get("finish_reason"),
             "served_model": body.get("model"),
-            "usage": {**counts, "total_tokens": sum(counts.values())},
+            "usage": usage,
         }
 
     def _unconnected(self, error: APIConnectionError) -> _Failed:
@@ -243,15 +249,23 @@ class Wire:
         """The server's address, without anything secret in it."""
         return public(self.base_url) if self.base_url else "api.openai.com"
 
-    def safe(self, text: str) -> str:
-        """The text without the key."""
-        return text.replace(self._key, "***") if self._key and len(self._key) > 5 else text
+    def safe(self, text: str, least: int = 6) -> str:
+        """The text without the key, if that has ``least`` characters."""
+        return text.replace(self._key, "***") if self._key and len(self._key) >= least else text
 
 
 def public(url: str) -> str:
     """An address without user, password and query."""
     parts = urlsplit(url)
     return urlunsplit((parts.scheme, parts.netloc.rpartition("@")[2], parts.path, "", ""))
+
+
+def server(url: str | None) -> str:
+    """One spelling for a server, whichever of its own the user writes; None is OpenAI itself."""
+    parts = urlsplit(public(url or OPENAI))
+    host = "127.0.0.1" if parts.hostname in LOOPBACK else parts.hostname or ""
+    port = f":{parts.port}" if parts.port not in (None, {"http": 80, "https": 443}.get(parts.scheme)) else ""
+    return f"{parts.scheme}://{host}{port}{parts.path.rstrip('/')}"
 
 
 def _refused(error: BaseException) -> bool:

@@ -44,9 +44,13 @@ class Served:
 
     def __init__(self, address: str, wait: float = 0.0) -> None:
         self.address, url = address, urlsplit(address)
+        told = f"{address!r} is no address of a served reward model: give http://host:port"
         if url.scheme != "http" or not url.hostname or url.path.strip("/"):
-            raise RewardError(f"{address!r} is no address of a served reward model: give http://host:port")
-        self._host, self._port = url.hostname, url.port or 80
+            raise RewardError(told)
+        try:
+            self._host, self._port = url.hostname, url.port or 80
+        except ValueError as error:  # the port is no number, or too large a one
+            raise RewardError(told) from error
         about = self._met(time.monotonic() + wait)
         self.name, self._fingerprint = str(about.get("model")), str(about.get("fingerprint"))
 

@@ -277,3 +277,41 @@ def test_two_jobs_never_hold_the_same_request(tmp_path: Path) -> None:
     with pytest.raises(StarlingError), book.transaction() as connection:
         connection.execute("INSERT INTO batch_requests VALUES (x'00', 'b', 'r', 0, '{}')")
     assert book.select("SELECT job FROM batch_requests") == [("a",)]
+
+
+def test_a_batch_belongs_to_its_server_however_that_is_spelt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: Any, *given: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with server() as (backend, url):
+        with monkeypatch.context() as patch:
+            patch.setattr(batch._Run, "_collect", broken)
+            with pytest.raises(KeyboardInterrupt):
+                judge(url, tmp_path).ask_all(asks("1", "2"))
+        again = url.replace("127.0.0.1", "LOCALHOST") + "/"
+        assert [outcome.value for outcome in judge(again, tmp_path).ask_all(asks("1", "2"))] == [1, 2]
+        assert set(backend.answered.values()) == {1}
+    assert Ledger(tmp_path / "l.sqlite").select("SELECT state FROM batches") == []
+
+
+@pytest.mark.parametrize(
+    ("url", "same"),
+    [
+        (None, "https://api.openai.com/v1/"),
+        ("HTTPS://API.openai.com:443/v1", "https://api.openai.com/v1"),
+        ("http://localhost:8000/v1", "http://127.0.0.1:8000/v1/"),
+        ("http://[::1]:80/v1", "http://127.0.0.1/v1"),
+    ],
+)
+def test_one_server_has_one_spelling(url: str | None, same: str) -> None:
+    assert wire.server(url) == wire.server(same)
+    assert wire.server(url) != wire.server("http://127.0.0.1:8001/v1")
+
+
+def test_a_filtered_line_of_a_batch_is_counted(tmp_path: Path) -> None:
+    with server() as (_, url):
+        asked = judge(url, tmp_path)
+        (outcome,) = asked.ask_all(asks("filtered"))
+        assert outcome.error is not None
+        assert asked.spent["tokens"] == 15
+        assert asked.ledger.used() == {"m": {"prompt_tokens": 10, "completion_tokens": 5}}

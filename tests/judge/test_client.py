@@ -342,6 +342,20 @@ def test_nonsense_and_filtered_replies_are_failures(tmp_path: Path) -> None:
         assert asked.ledger.counts() == {"content_filter": 1, "malformed": 4}
 
 
+def test_filtered_replies_count_against_the_budget_and_in_the_ledger(tmp_path: Path) -> None:
+    most = Budget(tokens=100)
+    with judge(lambda *_: completion("", "content_filter"), ledger=tmp_path / "l", budget=most) as (asked, backend):
+        with pytest.raises(BudgetExceeded, match=r"of 100 tokens"):
+            asked.ask_all(asks(20, max_tokens=20))
+        assert asked.spent["tokens"] == 15 * len(backend.bodies) <= 100
+        assert asked.ledger.used()["m"]["completion_tokens"] == 5 * len(backend.bodies) > 0
+
+
+def test_a_placeholder_for_a_key_is_not_struck_out_of_replies() -> None:
+    with judge(lambda *_: "ollama says 42", api_key="ollama") as (asked, _):
+        assert asked.ask_all([Request("a", [{"role": "user", "content": "0"}], {}, str)])[0].reply == "ollama says 42"
+
+
 def test_a_mistyped_parameter_is_named() -> None:
     with judge(echo) as (asked, _), pytest.raises(StarlingError, match="temprature"):
         asked.ask_all(asks(1, temprature=0.0))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from starling_nb.errors import StarlingError
-from starling_nb.judge import BudgetExceeded, Judge, Price, Request, SimulatedJudge, simulation
+from starling_nb.judge import Budget, BudgetExceeded, Judge, Price, Request, SimulatedJudge, simulation
 from starling_nb.judge.connect import DOLLARS, connect
 from starling_nb.judge.spending import PRICES
 from starling_nb.nectar import prompts
@@ -44,7 +46,15 @@ def test_a_model_s_name_may_hold_an_at_sign() -> None:
         assert (judge.model, judge.base_url) == ("qwen@v2", "http://127.0.0.1:8000/v1")
 
 
-@pytest.mark.parametrize("who", ["qwen@htp://127.0.0.1:8000/v1", "@http://127.0.0.1:8000/v1", "http://127.0.0.1/v1"])
+@pytest.mark.parametrize(
+    "who",
+    [
+        "qwen@htp://127.0.0.1:8000/v1",
+        "qwen@http://127.0.0.1:port/v1",
+        "@http://127.0.0.1:8000/v1",
+        "http://127.0.0.1/v1",
+    ],
+)
 def test_an_address_that_is_none_is_refused(who: str) -> None:
     with pytest.raises(StarlingError, match="write model@http"), connect(who):
         pass
@@ -83,6 +93,42 @@ def test_the_judges_of_a_folder_share_its_dollars_over_runs_and_stages(
             assert paid(judge) == pytest.approx(cost)
         with connect(who, tmp_path / "elsewhere" / "01.sqlite") as judge:
             assert judge.spending.budget.dollars == pytest.approx(10 * cost)
+            assert judge.spending.budget.before == 0
+
+
+def test_dollars_of_the_environment_limit_commands_that_name_none(
+    priced: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(DOLLARS, "5")
+    for given, found in ((Budget(), Budget(dollars=5)), (Budget(7), Budget(7, dollars=5)), (Budget(dollars=9),) * 2):
+        with connect(priced, tmp_path / "l.sqlite", 0, given) as judge:
+            assert judge.spending.budget == found
+    with connect(priced, tmp_path / "l.sqlite", among=4) as judge:
+        assert judge.spending.budget.dollars == 1.25
+    with connect(priced, tmp_path / "l.sqlite", among=None) as judge:
+        assert judge.spending.budget.dollars is None
+
+
+def test_files_that_are_no_ledgers_are_left_alone(priced: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "notes.sqlite").write_text("no database")
+    with closing(sqlite3.connect(tmp_path / "own.sqlite")) as own:
+        own.execute("CREATE TABLE t (x)")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setenv(DOLLARS, "5")
+    with connect(priced, tmp_path / "a.sqlite") as judge:
+        assert judge.spending.budget.before == 0
+    assert {name: (tmp_path / name).read_bytes() for name in before} == before
+
+
+def test_another_server_s_model_of_the_same_name_is_told_of(tmp_path: Path) -> None:
+    path = tmp_path / "l.sqlite"
+    with SimulatedJudge() as first, SimulatedJudge() as second:
+        one, other = (f"{simulation.MODEL}@{server.base_url}" for server in (first, second))
+        for who in (one, one):
+            with connect(who, path) as judge:
+                judge.ask_all(requests(1))
+        with pytest.warns(UserWarning, match=r"they count for .* too"), connect(other, path):
+            pass
 
 
 @pytest.mark.parametrize("amount", ["ten", "-1", "nan", "inf"])

@@ -48,6 +48,15 @@ def test_processes_together_keep_to_one_budget(n: int, requests: int | None, dol
     assert dollars is None or share.dollars == pytest.approx(dollars / n)
 
 
+def test_what_earlier_runs_spent_counts_and_is_told() -> None:
+    spending = Spending(Budget(dollars=1.0, before=0.9), Price(1, 1))
+    spending.reserve_now(most(50_000, 50_000))
+    spending.settle(most(50_000, 50_000), used(50_000, 0))
+    with pytest.raises(BudgetExceeded, match=r"spent: \$0\.95 of \$1\.00, \$0\.90 of them in earlier runs"):
+        spending.reserve_now(most(50_000, 50_000))
+    assert Budget(dollars=1.0, before=0.6).split(4).dollars == pytest.approx(0.7)
+
+
 def test_a_budget_of_fewer_requests_than_processes_is_refused() -> None:
     assert Budget(0).split(2) == Budget(0)
     with pytest.raises(StarlingError, match="a budget for 4 processes needs as many requests"):

@@ -17,11 +17,22 @@ import toy
 from starling_nb import models
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Judge, Ledger
+from starling_nb.judge.connect import DOLLARS
 from starling_nb.judge.simulation import serve
 from starling_nb.models import Sample
 from starling_nb.nectar import prompts, responses
 from starling_nb.nectar.candidates import Candidates, Conversation
-from starling_nb.nectar.responses import Endpoint, Local, Report, Settings, embedded, fault, fill, weighted_order
+from starling_nb.nectar.responses import (
+    Endpoint,
+    Local,
+    Report,
+    Settings,
+    embedded,
+    fault,
+    fill,
+    making,
+    weighted_order,
+)
 
 PROMPTS = prompts.load(limit=30)
 POOL = embedded.pool(None, PROMPTS)  # type: ignore[arg-type]
@@ -225,6 +236,33 @@ def test_a_server_answers_with_its_own_settings_and_its_faults_are_replaced(tmp_
     body = backend.bodies[0]
     assert (body["temperature"], body["max_tokens"]) == (0.1, 99)
     assert body["messages"][0] == {"role": "system", "content": "be kind"}
+
+
+def test_paid_responders_share_the_dollars_that_the_environment_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[float | None] = []
+
+    def begun(prompts: Any, responders: Sequence[Any], *rest: Any, **named: Any) -> Any:
+        found.extend(one.judge.spending.budget.dollars for one in responders)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(making, "fill", begun)
+    monkeypatch.setenv(DOLLARS, "50")
+    (tmp_path / "prompts.jsonl").write_text("")
+    who = {"a": "gpt-4o", "b": "gpt-4", "c": "vicuna@http://127.0.0.1:8000/v1"}
+    named = making.Responders([making.Asked(name, who=one) for name, one in who.items()])
+    with pytest.raises(KeyboardInterrupt):
+        making.make(tmp_path / "prompts.jsonl", named, tmp_path / "out.jsonl")
+    assert found == [25.0, 25.0, None]
+
+
+def test_two_servers_that_call_their_models_alike_are_refused(tmp_path: Path) -> None:
+    who = ("m@http://127.0.0.1:8000/v1", "m@http://localhost:8000/v1/", "m@http://127.0.0.1:8001/v1")
+    named = [making.Asked(name, who=one) for name, one in zip("abc", who, strict=True)]
+    with pytest.raises(StarlingError, match="both call a model m: let one serve another name"):
+        making.make(tmp_path / "prompts.jsonl", making.Responders(named), tmp_path / "out.jsonl")
+    making._told_apart(making.Responders(named[:2]))
 
 
 # ── filling ──────────────────────────────────────────────────────────────────────────────────────────────────────

@@ -26,7 +26,9 @@ from typing import TYPE_CHECKING, Any
 from starling_nb import files, progress
 from starling_nb.errors import StarlingError
 from starling_nb.judge import Ledger
-from starling_nb.judge.connect import connect
+from starling_nb.judge.connect import address, connect
+from starling_nb.judge.spending import PRICES
+from starling_nb.judge.wire import server
 from starling_nb.nectar import candidates, tables
 from starling_nb.nectar.candidates import Conversation
 from starling_nb.nectar.responses.filling import Report, fill
@@ -105,14 +107,16 @@ def make(
     where it was. Prompts that cannot be filled are left out and named in the report.
 
     Raises:
-        StarlingError: a file cannot be read or written, or a model cannot be loaded.
+        StarlingError: a file cannot be read or written, a model cannot be loaded, or two servers call theirs alike.
         JudgeUnavailable: a server cannot be reached, or refuses.
     """
     book = ledger or out.with_name(f"{out.stem}.ledger.sqlite")
     report = Report()
     with ExitStack() as stack:
         load = cache(_load)  # several responders may be one model, asked in different ways
-        responders = [_open(one, book, seed, stack, load) for one in asked.responders]
+        _told_apart(asked)
+        paid = sum(_priced(one) for one in asked.responders)
+        responders = [_open(one, book, seed, stack, load, paid) for one in asked.responders]
         stack.callback(progress.abandon, ANSWERS)
         most = k * tables.count(source, REMEDY) if source.suffix == ".parquet" else None
         filled = fill(
@@ -148,10 +152,28 @@ def _load(model: str) -> LM:
     return models.load() if model == EMBEDDED else models.load(model)
 
 
-def _open(asked: Asked, ledger: Path, seed: int, stack: ExitStack, load: Callable[[str], LM]) -> Responder:
+def _told_apart(asked: Responders) -> None:
+    """Refuse two servers whose models have one name: the ledger would take the one's answers for the other's."""
+    found: dict[str, str] = {}
+    for who in (one.who for one in asked.responders if one.who):
+        model, url = address(who)
+        if found.setdefault(model, server(url)) != server(url):
+            raise StarlingError(
+                f"{found[model]} and {server(url)} both call a model {model}: let one serve another name"
+            )
+
+
+def _priced(asked: Asked) -> bool:
+    """Whether a responder is a server's model whose price is known."""
+    return bool(asked.who) and address(asked.who)[0] in PRICES
+
+
+def _open(asked: Asked, ledger: Path, seed: int, stack: ExitStack, load: Callable[[str], LM], paid: int) -> Responder:
+    """A responder, ready; the ``paid`` ones share what the environment's limit of dollars leaves."""
     if asked.who:
-        settings = {"attempts": TRIES, "concurrency": asked.concurrency}
-        return Endpoint(asked, stack.enter_context(connect(asked.who, ledger, seed, **settings)))
+        among = paid if _priced(asked) else None
+        judge = connect(asked.who, ledger, seed, among=among, attempts=TRIES, concurrency=asked.concurrency)
+        return Endpoint(asked, stack.enter_context(judge))
     book = Ledger(ledger)
     stack.callback(book.close)
     return Local(asked, load(asked.model), book)
