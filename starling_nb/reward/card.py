@@ -15,8 +15,7 @@ from typing import Any
 
 import yaml
 
-from starling_nb import files, hub
-from starling_nb.models import HUB_IDS
+from starling_nb import embedded_model, files, hub
 from starling_nb.reward.layout import INDEX, RewardError, weight_files
 
 HUB_ID = re.compile(r"[\w-][\w.-]*/[\w.-]+(?=$|, )")
@@ -92,7 +91,7 @@ class About:
     def base_id(self) -> str | None:
         """The base model's hub id, if its name is or holds one (``owner/name, first 16 blocks``)."""
         name = self.base.partition(", ")[0]
-        name = HUB_IDS.get(name, name)
+        name = embedded_model.HUB_ID if name == embedded_model.EMBEDDED else name
         return name if HUB_ID.fullmatch(name) else None
 
 
