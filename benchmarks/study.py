@@ -8,6 +8,8 @@ machine.
 ``trials`` come first: every method gets the same learning rates, for fewer steps, on validation prompts; the best goes
 into all other chapters, which are measured on test prompts. A rate at which a guard stops the method while it learns,
 for any seed of ``methods``, is not one to tune with: its next best takes its place, for all seeds, as the record says.
+Arms of the other chapters are measured even where their answers no longer end: to leave those out would hide what an
+arm's labels or switches do.
 
 ``methods``   APA, PPO, P3O, RLOO and DPO on as many sequences, beside the start model
 ``labels``    APA, PPO and P3O with a reward model from a quarter of the rankings, from noisy ones, from a naive judge's
@@ -50,8 +52,6 @@ RATES = ("2e-4", "4e-4")
 TRIAL = "steps=6"
 METHODS = (*arms.ONLINE, "dpo")
 ROWS = {"final": (), "naive": ("--set", "01.variant=naive")}
-UNGUARDED = "eos_floor=0"
-"""For the published recipe's switches: its code goes on where answers no longer end, and so do these arms."""
 KEPT = [*effects.ARM, "split", "seed", "prompt_id"]
 IMITATION = c_rlft.Recipe.best_answers(lr=1e-4)
 
@@ -117,7 +117,7 @@ def chapters(rates: dict[str, str]) -> dict[str, list[Arm]]:
         "parts": [arm("apa", s, f"trainable={part}") for s in SEEDS for part in ("blocks:13-16", "lora:8")],
         "starts": [one for s in SEEDS for one in imitations(s)],
         "beyond": [replace(arm("apa", s), method="expo") for s in SEEDS],
-        "switches": [arm("apa", s, *changes, UNGUARDED) for s in SEEDS for changes in sets],
+        "switches": [arm("apa", s, *changes) for s in SEEDS for changes in sets],
     }
 
 
@@ -151,10 +151,18 @@ def child(asked: argparse.Namespace, *words: str) -> None:
         raise SystemExit(code)
 
 
+def decides(arm: Arm) -> bool:
+    """Whether an arm is one of those that decide on the rates: a trial, or one of ``methods``."""
+    return arm.split == "validation" or (arm.labels == "full" and arm.start == "chat" and len(arm.changes) < 2)
+
+
 def alone(asked: argparse.Namespace, arm: Arm) -> None:
     """One arm in this process; the commit goes beside its record. One that a guard stops is over, with the reason."""
+    common = ground(asked.out, asked.profile)
+    if not decides(arm):
+        common = replace(common, recipe=replace(common.recipe, eos_floor=0.0))
     try:
-        arms.run(ground(asked.out, asked.profile), arm)
+        arms.run(common, arm)
     except TuningError as error:
         print(f"stopped: {error}", flush=True)
         files.write_json(_stop(asked.out, arm), {"reason": str(error)})

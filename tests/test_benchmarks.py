@@ -35,10 +35,30 @@ def test_every_arm_of_the_study_has_a_name_of_its_own_and_a_recipe() -> None:
     named = [name for part in study.PARTS.values() for name in part]
     assert sorted(named) == sorted(name for name, *_ in PUBLISHED if name not in study.SCALED)
     whole = [Recipe(**parsed(arm.changes)) for arm in parts["switches"] if len(arm.changes) > len(named)]
-    published = replace(Recipe.published(), **dict(parsed(["lr=2e-4", "value_lr=1e-3", "epochs=1", "eos_floor=0"])))
+    published = replace(Recipe.published(), **dict(parsed(["lr=2e-4", "value_lr=1e-3", "epochs=1"])))
     assert whole == [published] * len(study.SEEDS)
     assert {arm.seed for arm in study.trials()}.isdisjoint(study.SEEDS)
     assert {arm.split for arm in study.trials()} == {"validation"}
+
+
+def test_only_arms_that_decide_on_rates_are_stopped_where_answers_no_longer_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    floors: dict[str, float] = {}
+
+    def run(common: study.Ground, arm: Arm) -> None:
+        floors[arm.name] = common.recipe.eos_floor
+        files.write_json(tmp_path / "arms" / f"{arm.name}.json", {})
+
+    common = study.ground(tmp_path, "smoke")
+    monkeypatch.setattr(study, "ground", lambda *_: common)
+    monkeypatch.setattr(study.arms, "run", run)
+    parts = study.chapters(dict.fromkeys(study.METHODS, "lr=2e-4"))
+    rates = [*study.trials(), *parts.pop("methods")]
+    for arm in [*rates, *(arm for part in parts.values() for arm in part)]:
+        study.alone(Namespace(out=tmp_path, profile="smoke"), arm)
+    told = {arm.name for arm in (*rates, *parts["beyond"])}
+    assert {name for name, floor in floors.items() if floor > 0} == told
 
 
 def test_a_rate_at_which_a_guard_stops_a_method_gives_way_to_the_next_best(tmp_path: Path) -> None:

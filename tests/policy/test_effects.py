@@ -148,7 +148,7 @@ def of_every_kind() -> pd.DataFrame:
         apa.assign(labels="noise", utility=apa.utility - 0.4),
         table.assign(start="imitation", utility=table.utility + 0.2),
         apa.assign(changes="lr=1e-4 trainable=lora:8"),
-        apa.assign(changes="lr=1e-4 anchor=rollout lam=1.0 whiten=false eos_floor=0", utility=apa.utility - 0.3),
+        apa.assign(changes="lr=1e-4 anchor=rollout lam=1.0 whiten=false", utility=apa.utility - 0.3),
         apa.assign(changes=" ".join(f"{name}=0" for names in PARTS.values() for name in names)),
         apa.assign(method="expo", utility=apa.utility + 0.1),
         apa.assign(method=effects.DEMONSTRATION, utility=9.0, kl=np.nan, changes=""),

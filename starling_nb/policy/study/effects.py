@@ -75,8 +75,8 @@ def _in_all(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def further(changes: str) -> str:
-    """What an arm changes in its recipe, besides the learning rate and when a guard stops it."""
-    return " ".join(one for one in changes.split() if not one.startswith(("lr=", "eos_floor=")))
+    """What an arm changes besides its learning rate."""
+    return " ".join(one for one in changes.split() if not one.startswith("lr="))
 
 
 def named(gains: pd.DataFrame, *columns: str) -> pd.DataFrame:
