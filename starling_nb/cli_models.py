@@ -117,6 +117,7 @@ def tune(
         "policy"
     ),
     base: Annotated[str, typer.Option(help="Start model: smollm2-135m, a folder or a hub id.")] = "smollm2-135m",
+    template: Annotated[str, typer.Option(help="How it writes conversations: own, openchat, llama2 or yi.")] = "own",
     objective: Annotated[str, typer.Option(help="apa, ppo, p3o or rloo.")] = "apa",
     recipe: Annotated[str, typer.Option(help="corrected, or published with its oddities.")] = "corrected",
     settings: Annotated[list[str] | None, typer.Option("--set", help="A switch of the recipe: lam=0.5.")] = None,
@@ -145,7 +146,8 @@ def tune(
     asked = connect(judge, out / "ledger.sqlite", 0, budget, ranks, attempts=3) if judge else nullcontext()
     with asked as connected:
         added = weighted(rules or (), connected)
-        plan = running.Plan(data, reward, out, base, held_out=held_out, recipe=chosen, rules=added, sampler=sampler)  # type: ignore[arg-type]
+        how = {"template": template, "held_out": held_out, "recipe": chosen, "rules": added, "sampler": sampler}
+        plan = running.Plan(data, reward, out, base, **how)  # type: ignore[arg-type]
         done = running.run(plan)
     if done is None:  # the main process speaks for all
         return

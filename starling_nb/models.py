@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import os
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
@@ -52,6 +53,11 @@ class LM:
         """Where the weights are."""
         return self.model.device
 
+    @property
+    def window(self) -> int:
+        """:func:`window` of the model."""
+        return window(self.model.config)
+
     def fingerprint(self) -> str:
         """:func:`fingerprint` of the model."""
         return fingerprint(self.model)
@@ -65,6 +71,12 @@ class LM:
         AcceleratorState._reset_state()
         precision = "bf16" if self.dtype == torch.bfloat16 else "no"
         return Accelerator(cpu=self.device.type == "cpu", mixed_precision=precision)
+
+
+def window(config: Any) -> int:
+    """Tokens that a decoder can read: its positions, or its sliding window where that is shorter."""
+    sliding = getattr(config, "sliding_window", None)
+    return int(min(config.max_position_embeddings, sliding or math.inf))
 
 
 def fingerprint(module: torch.nn.Module) -> str:

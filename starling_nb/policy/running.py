@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
+import torch
 from accelerate import PartialState
 
 from starling_nb import files, models
+from starling_nb.blocks import first_trainable
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
 from starling_nb.nectar.prompts import split_of
 from starling_nb.nectar.responses import making
-from starling_nb.policy import checkpoint, measure, tuning
+from starling_nb.policy import checkpoint, measure, starting, tuning
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.rewards.rules import Rule
@@ -42,6 +43,8 @@ class Plan:
     """The start model: the embedded one, a folder or a hub id."""
     dtype: str = "auto"
     """Of the start model and the reward model."""
+    template: str = "own"
+    """How the start model writes conversations, see :class:`starling_nb.chat.ChatFormat`."""
     held_out: int = 100
     """Prompts of the test split that are answered before and after, at most."""
     recipe: Recipe = field(default_factory=Recipe)
@@ -76,16 +79,20 @@ def run(plan: Plan) -> Done | None:
     """
     processes = PartialState(cpu=models.device() == "cpu")
     with processes.main_process_first():  # it may have to fetch and convert the model
-        lm = models.load(plan.base, dtype=plan.dtype)
+        lm = models.load(plan.base, dtype=plan.dtype, template=plan.template)
     reward = serving.load(plan.reward, dtype=lm.dtype)
     parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
-    for prompt in making.prompts(plan.data):
+    say = print if processes.is_main_process else lambda _: None
+    for prompt in starting.askable(lm, list(making.prompts(plan.data)), plan.recipe.max_new_tokens, say):
         parts[split_of(prompt.messages)].append(prompt)
     for part in ("train", "test"):
         if not parts[part]:
             raise StarlingError(f"{plan.data} leaves no prompt to {part} on: give more prompts")
     test = parts["test"][: plan.held_out]
-    start = LM(copy.deepcopy(lm.model), lm.chat, lm.name) if processes.is_main_process else None
+    # Now, while it is the start model: to keep a copy until the end would take as much memory as the policy.
+    before = _answers(lm, reward, test, plan.recipe, "before") if processes.is_main_process else []
+    measures = [_measured(rollout) for rollout in before]
+    del before
     said = named(plan.recipe.objective.upper())
     kept = plan.out / "tuning.pt"
     tuned = tuning.tune(
@@ -98,9 +105,9 @@ def run(plan: Plan) -> Done | None:
         report=said,
         sampler=_sampler(plan, lm, parts["train"]),
     )
-    if start is None:
+    if not processes.is_main_process:
         return None
-    table = _table(tuned.hydra, start, lm, reward, test, plan.recipe)
+    table = _table(tuned.hydra, measures, _answers(lm, reward, test, plan.recipe, "after"), lm.dtype)
     checkpoint.save(tuned.hydra, plan.out / "policy.safetensors", lm.name)
     lm.model.save_pretrained(plan.out / "policy")
     lm.chat.tokenizer.save_pretrained(plan.out / "policy")
@@ -119,28 +126,34 @@ def _sampler(plan: Plan, lm: LM, prompts: Sequence[Any]) -> Callable[..., list[m
     return vllm_rollouts.start(lm, plan.out / "vllm", max_model_len=longest + plan.recipe.max_new_tokens)
 
 
-def _table(hydra: Hydra, start: LM, tuned: LM, reward: Reward, prompts: Sequence[Any], recipe: Recipe) -> pd.DataFrame:
-    """Reward, tokens, share of answers that end, before and after with the same random numbers; the divergence."""
-    score = RewardOnTrunk(reward, start, hydra.start)
-    sides: dict[str, list[Rollout]] = {}
-    for name, lm in {"before": start, "after": tuned}.items():
-        sides[name] = measure.held_out(
-            lm,
-            prompts,
-            samples=1,
-            seed=recipe.seed,
-            max_new_tokens=recipe.max_new_tokens,
-            capture=score.capture,
-            desc=f"test prompts, {name}",
-        )
-        score(sides[name])
-    ids = [rollout.prompt.id for rollout in sides["before"]]
+def _answers(lm: LM, reward: Reward, prompts: Sequence[Any], recipe: Recipe, when: str) -> list[Rollout]:
+    """Scored answers to the test prompts, with the same random numbers before and after."""
+    score = RewardOnTrunk(reward, lm, first_trainable(recipe.trainable, len(lm.model.model.layers)))
+    found = measure.held_out(
+        lm,
+        prompts,
+        samples=1,
+        seed=recipe.seed,
+        max_new_tokens=recipe.max_new_tokens,
+        capture=score.capture,
+        desc=f"test prompts, {when}",
+    )
+    score(found)
+    return found
+
+
+def _table(
+    hydra: Hydra, before: Sequence[Mapping[str, float]], answers: Sequence[Rollout], dtype: torch.dtype
+) -> pd.DataFrame:
+    """Reward, tokens, share of answers that end, before and after; the divergence."""
+    ids = [rollout.prompt.id for rollout in answers]
+    sides = {"before": before, "after": [_measured(rollout) for rollout in answers]}
     rows = []
     for metric in ("reward", "tokens", "ended"):
-        before, after = ([_measured(rollout)[metric] for rollout in side] for side in sides.values())
-        gap = paired_difference(after, before, clusters=ids)
-        rows.append({"metric": metric, "before": _mean(before), "after": _mean(after), **vars(gap)})
-    kl = measure.divergence(hydra, sides["after"], tuned.dtype)
+        first, last = ([one[metric] for one in side] for side in sides.values())
+        gap = paired_difference(last, first, clusters=ids)
+        rows.append({"metric": metric, "before": _mean(first), "after": _mean(last), **vars(gap)})
+    kl = measure.divergence(hydra, answers, dtype)
     return pd.DataFrame([*rows, {"metric": "kl", "before": 0.0, "after": kl.value, **vars(kl)}])
 
 

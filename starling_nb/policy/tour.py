@@ -61,15 +61,14 @@ def run_arms(
 ) -> Arms:
     """APA at full length, PPO and P3O for ``short_steps``, DPO on as many sequences, each from the start model.
 
-    Each has a dashboard, on which its answers to the ``watched`` prompts are shown.
+    DPO is left out where no ranked row is of a training prompt: where these are one's own. Each has a dashboard, on
+    which its answers to the ``watched`` prompts are shown.
     """
     hydras: dict[str, Hydra] = {}
     frames, resumed = [], 0
-    for method in ONLINE:
-        steps = recipe.steps if method == "apa" else short_steps
-        if not steps:
-            continue
-        own = replace(recipe, objective=method, steps=steps)
+    steps = {method: recipe.steps if method == "apa" else short_steps for method in ONLINE}
+    recipes = {method: replace(recipe, objective=method, steps=n) for method, n in steps.items() if n}
+    for method, own in recipes.items():
         fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
         tuned = tuning.tune(
             fresh,
@@ -84,10 +83,13 @@ def run_arms(
         frames.append(pd.DataFrame(tuned.history).assign(method=method))
     if short_steps:
         known = {dataset.key(prompt.messages) for prompt in train}
-        ranked = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known]
+        ranked = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known and len(set(c.ranks)) > 1]
         fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
         short = replace(recipe, steps=short_steps)
-        hydras["dpo"] = direct(fresh, ranked, short, checkpoints / "dpo.pt", progress.named)[0]
+        if ranked:
+            hydras["dpo"] = direct(fresh, ranked, short, checkpoints / "dpo.pt", progress.named)[0]
+        else:
+            print("DPO is left out: notebook 01 has ranked no answers to these prompts")
     return Arms(hydras, pd.concat(frames, ignore_index=True), resumed)
 
 

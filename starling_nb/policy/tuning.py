@@ -236,7 +236,7 @@ def _learn(loop: _Loop, parts: Sequence[Minibatch], recipe: Recipe, step: int, e
                 loss = loss + 0.0 * policy_loss  # all wait until every weight has a gradient
             loop.accelerator.backward(loop.team.size * loss)  # gradients are averaged over the processes
             loop.accelerator.clip_grad_norm_(loop.hydra.parameters(), 1.0)
-            if warming:
+            if step < recipe.critic_warmup:
                 for weight in loop.plain.learning()[0]:
                     weight.grad = None
             loop.optimizer.step()
@@ -279,7 +279,7 @@ def _restore(path: Path | None, loop: _Loop, run: str) -> int:
 
 
 def _load(path: Path, loop: _Loop, run: str) -> None:
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)  # not all ranks onto the card of the first
     if state.get("run") != run:
         raise TuningError(
             f"{path} belongs to another run (start model, reward model, prompts, recipe or rules): delete it, or go "

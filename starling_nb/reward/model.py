@@ -76,10 +76,8 @@ class RewardModel(nn.Module):
 
     @property
     def window(self) -> int:
-        """Tokens that the decoder can read: its positions, or its sliding window where that is shorter."""
-        config = self.transformer.config
-        sliding = getattr(config, "sliding_window", None)
-        return int(min(config.max_position_embeddings, sliding or math.inf))
+        """Tokens that the decoder can read, see :func:`starling_nb.models.window`."""
+        return models.window(self.transformer.config)
 
     def score(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 import http.client
 import json
 import math
+import re
 import sys
 import threading
 import time
@@ -114,7 +115,7 @@ def load(name: str | Path, **how: Any) -> Reward:
     Raises:
         RewardError: it is not there, or cannot be read.
     """
-    if str(name).startswith("http://"):
+    if "://" in str(name) or re.fullmatch(r"[\w.-]+:\d+", str(name)):
         return Served(str(name), START)
     return RewardModel.from_pretrained(name, **how)
 

@@ -252,7 +252,7 @@ class _State:
     def restore(self) -> int:
         if self.path is None or not self.path.exists():
             return 0
-        state = torch.load(self.path, weights_only=True)
+        state = torch.load(self.path, map_location="cpu", weights_only=True)
         if state.get("run") != self.run:
             raise StarlingError(f"{self.path} belongs to another run (recipe or data differ): delete it to start anew")
         self.scorer.load_state_dict(state["scorer"], strict=False)

@@ -80,13 +80,18 @@ def test_extrapolated_weights_lie_on_the_line(tied: bool, alpha: float) -> None:
     start, tuned = toy.lm(tied=tied), toy.lm(tied=tied)
     with torch.no_grad():
         tuned.model.model.layers[2].mlp.up_proj.weight.add_(0.25)
+        tuned.model.model.embed_tokens.weight.add_(0.5)
     before = toy.weights(tuned.model)
     found = baselines.extrapolate(start, tuned, alpha)
     assert toy.changed(before, tuned.model) == set()
     moved = toy.changed(toy.weights(start.model), found.model)
-    assert moved <= {"model.layers.2.mlp.up_proj.weight"}
+    assert moved <= {"model.layers.2.mlp.up_proj.weight", "model.embed_tokens.weight", "lm_head.weight"}
     gap = found.model.model.layers[2].mlp.up_proj.weight - start.model.model.layers[2].mlp.up_proj.weight
     torch.testing.assert_close(gap, torch.full_like(gap, 0.25 * (1 + alpha)))
+    gap = found.model.model.embed_tokens.weight - start.model.model.embed_tokens.weight
+    torch.testing.assert_close(
+        gap, torch.full_like(gap, 0.5 * (1 + alpha)), msg="tied weights have two names, and move once"
+    )
     with pytest.raises(StarlingError, match="was not tuned from"):
         baselines.extrapolate(toy.lm("qwen2", tied=tied), tuned, alpha)
 

@@ -174,10 +174,10 @@ def test_stopping_and_going_on_is_not_stopping_at_all(tmp_path: Path) -> None:
     assert longer.history[:20] == due.history
     assert longer.lm.name != due.lm.name
     with pytest.raises(StarlingError, match="is at step 22 of 20: delete it"):
-        tune(lm, ready(lm), QUICK, checkpoint=path)
+        tune(toy.lm(), ready(toy.lm()), QUICK, checkpoint=path)
     for recipe in (PLAIN, replace(QUICK, others=0.2), replace(QUICK, lr=2e-2)):
         with pytest.raises(StarlingError, match="belongs to another run"):
-            tune(lm, ready(lm, recipe), recipe, checkpoint=path)
+            tune(toy.lm(), ready(toy.lm(), recipe), recipe, checkpoint=path)
 
 
 def test_a_loss_that_is_not_a_number_and_recipes_that_make_no_run_are_refused() -> None:

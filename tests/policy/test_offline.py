@@ -124,6 +124,18 @@ def test_stopping_and_going_on_is_not_stopping_at_all(tmp_path: Path) -> None:
     assert toy.changed(toy.weights(whole.model), lm.model) == set()
 
 
+def test_a_checkpoint_that_was_written_on_a_card_is_read_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, lm = tmp_path / "dpo.pt", toy.lm()
+    prepared = ready(lm)
+    with monkeypatch.context() as card:
+        card.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")
+        offline.tune(lm, prepared[:80], QUICK, checkpoint=path)
+    _, history = offline.tune(toy.lm(), prepared, QUICK, checkpoint=path)
+    assert len(history) == 12
+
+
 def test_a_checkpoint_serves_a_longer_run_and_no_other(tmp_path: Path) -> None:
     path, lm = tmp_path / "dpo.pt", toy.lm()
     prepared = ready(lm)
@@ -134,12 +146,13 @@ def test_a_checkpoint_serves_a_longer_run_and_no_other(tmp_path: Path) -> None:
     whole = toy.lm()
     offline.tune(whole, prepared, QUICK)
     assert toy.changed(toy.weights(whole.model), fresh.model) == set()
-    named = LM(fresh.model, fresh.chat, "another start")
+    start = toy.lm()
     for other, data, recipe in (
-        (fresh, prepared[1:], QUICK),
-        (fresh, prepared, replace(QUICK, beta=0.2)),
-        (fresh, prepared[:88], QUICK),  # shorter than what the checkpoint has seen
-        (named, prepared, QUICK),
+        (start, prepared[1:], QUICK),
+        (start, prepared, replace(QUICK, beta=0.2)),
+        (start, prepared[:88], QUICK),  # shorter than what the checkpoint has seen
+        (LM(start.model, start.chat, "another start"), prepared, QUICK),
+        (toy.lm(seed=7), prepared, QUICK),
     ):
         with pytest.raises(StarlingError, match="belongs to another run"):
             offline.tune(other, data, recipe, checkpoint=path)

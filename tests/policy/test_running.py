@@ -92,6 +92,16 @@ def test_from_prompts_and_a_reward_to_a_policy(folder: Path) -> None:
     assert all(name.startswith(("model.layers.1.", "model.layers.2.", "model.norm.")) for name in changed)
 
 
+def test_a_prompt_that_cannot_be_asked_does_not_stop_the_others(folder: Path) -> None:
+    with (folder / "prompts.jsonl").open("a") as file:
+        for i in range(3):
+            messages = toy.user(f"what does </s> mean, for the {i}th time?")
+            file.write(json.dumps({"id": f"bad{i}", "messages": messages, "source": ["toy"], "answers": []}) + "\n")
+    done = call(folder)
+    assert done.exit_code == 0, done.output
+    assert "3 of 43 prompts are left out, such as bad0: " in done.output
+
+
 def test_two_processes_leave_what_one_does(folder: Path) -> None:
     words = ["--objective", "rloo"]
     assert call(folder, *words).exit_code == 0

@@ -108,6 +108,7 @@ def test_a_profile_is_launched_with_its_own_recipe(profile: str) -> None:
         config=q.config,
         processes=q.ranks,
         reward_cards=q.reward_cards,
+        template=p.template,
     )
     assert ("serve-reward" in launch.shown()) is (profile == "paper")
     assert f"--num_processes {q.ranks}" in launch.shown()

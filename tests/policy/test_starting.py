@@ -56,18 +56,18 @@ def test_an_unknown_recipe_is_refused() -> None:
 
 
 def test_prompts_of_a_file_are_those_of_its_training_split(tmp_path: Path) -> None:
-    assert [prompt.split for prompt in starting.training_prompts(None)] == ["train"] * 459
+    assert [prompt.split for prompt in starting.training_prompts(None, toy.lm(), 9)] == ["train"] * 459
     rows = [
         {"id": f"p{i}", "messages": toy.user(f"question {i}?"), "source": ["toy"], "answers": []} for i in range(20)
     ]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = starting.training_prompts(path)
+    found = starting.training_prompts(path, toy.lm(), 9)
     assert 0 < len(found) < 20
     assert {split_of(prompt.messages) for prompt in found} == {"train"}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if split_of(row["messages"]) == "test"))
     with pytest.raises(StarlingError, match="give more prompts"):
-        starting.training_prompts(path)
+        starting.training_prompts(path, toy.lm(), 9)
 
 
 def test_a_reward_model_of_one_s_own_takes_the_place_of_notebook_03_s(tmp_path: Path) -> None:
@@ -80,3 +80,19 @@ def test_a_reward_model_of_one_s_own_takes_the_place_of_notebook_03_s(tmp_path: 
     other = replace(p, reward=str(tmp_path / "other"))
     scores = [starting.reward_model(one, tmp_path / "own", torch.float32).score(conversation) for one in (p, other)]
     assert scores[0] == RewardModel.from_pretrained(tmp_path / "own").score(conversation) != scores[1]
+
+
+def test_prompts_that_would_stop_a_training_are_left_out_and_told() -> None:
+    lm = toy.lm()
+    long = "word " * lm.window
+    asked = toy.prompts(["what is it?", "a </s> inside <|im_end|>", long, "why?"])
+    said: list[str] = []
+    found = starting.askable(lm, asked, 9, said.append)
+    assert [prompt.id for prompt in found] == [asked[0].id, asked[3].id]
+    assert said == [said[0]]
+    assert said[0].startswith("2 of 4 prompts are left out, such as ")
+    assert asked[1].id in said[0]
+    assert f"more than the window of {lm.window}" in said[0]
+    room = lm.window - len(lm.chat.prompt_ids(asked[0].messages))
+    assert starting.askable(lm, asked[:1], room) == asked[:1]
+    assert starting.askable(lm, asked[:1], room + 1, said.append) == []

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import copy
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 
@@ -13,6 +15,7 @@ import toy
 from starling_nb.models import LM
 from starling_nb.policy import measure, tour
 from starling_nb.policy.hydra import Hydra
+from starling_nb.policy.recipe import Recipe, TuningError
 from starling_nb.reward import RewardModel
 
 RUBRIC = {"behaviour": "answer", "facts": ["e"], "length": [1, 40]}
@@ -53,3 +56,18 @@ def test_a_method_with_fewer_answers_is_compared_with_the_first_of_each_prompt()
         rollout.score += 0.5
     table = tour.compare_methods(before, {"ppo": after}).set_index("metric")
     assert table.value.to_dict() == pytest.approx({"rubric": 0.0, "reward": 0.5, "words": 0.0})
+
+
+def test_prompts_of_one_s_own_leave_dpo_out_and_a_recipe_that_some_method_cannot_follow_stops_before_any(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pd.DataFrame(toy.ROWS).to_parquet(tmp_path / "nectar.parquet")
+    own = toy.prompts([f"my own question number {i}?" for i in range(4)])
+    recipe = Recipe(steps=1, rollouts=8, answers=4, minibatch=8, lr=1e-3, max_new_tokens=6, trainable="last:1")
+    found = tour.run_arms(toy.lm(), reward_on(toy.lm()), own, recipe, 1, tmp_path / "nectar.parquet", tmp_path, {})
+    assert list(found.hydras) == ["apa", "ppo", "p3o"]
+    assert "DPO is left out" in capsys.readouterr().out
+    single, empty = replace(recipe, answers=1), tmp_path / "empty"
+    with pytest.raises(TuningError, match="must be even"):
+        tour.run_arms(toy.lm(), reward_on(toy.lm()), own, single, 1, tmp_path / "nectar.parquet", empty, {})
+    assert not empty.exists()

@@ -80,7 +80,9 @@ def test_a_rule_is_learned_beside_the_reward() -> None:
     ],
     ids=["apa", "p3o", "rloo, steered", "running scale, branch, adapters"],
 )
-def test_stopping_and_going_on_is_not_stopping_at_all(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_stopping_and_going_on_is_not_stopping_at_all(
+    changes: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     recipe = replace(QUICK, steps=6, rollouts=16, minibatch=8, **changes)
     lm = toy.lm()
     whole = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, recipe)
@@ -92,8 +94,10 @@ def test_stopping_and_going_on_is_not_stopping_at_all(changes: dict[str, Any], t
 
     path = tmp_path / "policy.pt"
     second = toy.lm()
+    monkeypatch.setattr(torch.serialization, "location_tag", lambda storage: "cuda:0")  # as if written on a card
     with pytest.raises(Stop):
         tune(second, toy.Likes(second, "aeiou"), PROMPTS, recipe, checkpoint=path, report=stop)
+    monkeypatch.undo()
     third = toy.lm()
     again = tune(third, toy.Likes(third, "aeiou"), PROMPTS, recipe, checkpoint=path)
     assert again.resumed == 2
@@ -179,9 +183,21 @@ def test_the_critic_warms_up_alone() -> None:
     found = tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(QUICK, steps=2, critic_warmup=2))
     assert toy.changed(before, lm.model) == set()
     assert found.hydra.value_head[2].weight.abs().sum() > 0
+
+
+def test_the_gate_lets_only_the_critic_s_loss_through() -> None:
     gated = replace(QUICK, steps=2, critic_warmup=0, critic_gate=True, score_clip=100.0, missing_eos=-50.0)
-    tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, gated)  # a critic this far off holds the policy back
-    assert toy.changed(before, lm.model) == set()
+    before, found = toy.weights(toy.lm().model), {}
+    for name, recipe in {
+        "near": replace(gated, lam=9.0),
+        "far": gated,
+        "branch": replace(gated, value="branch"),
+    }.items():
+        found[name] = toy.lm()  # a critic this far off keeps the gate shut
+        tune(found[name], toy.Likes(found[name], "aeiou"), PROMPTS, recipe)
+    assert toy.changed(before, found["far"].model), "its head sits on the policy's own states, whose blocks it moves"
+    assert toy.changed(toy.weights(found["near"].model), found["far"].model) == set()
+    assert toy.changed(before, found["branch"].model) == set()
 
 
 class Constant(toy.Likes):

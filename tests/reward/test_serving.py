@@ -122,11 +122,21 @@ def test_a_server_that_is_still_reading_its_model_is_waited_for(
 
 @pytest.mark.parametrize(
     "wrong",
-    ["https://127.0.0.1:1", "http://", "127.0.0.1:1", "http://127.0.0.1:1/v1", "http://h:port", "http://h:99999"],
+    [
+        "https://127.0.0.1:1",
+        "http://",
+        "127.0.0.1:1",
+        "http://127.0.0.1:1/v1",
+        "http://h:port",
+        "HTTPS://h",
+        "http://h:99999",
+    ],
 )
 def test_what_is_no_address_is_refused(wrong: str) -> None:
     with pytest.raises(RewardError, match="give http://host:port"):
         Served(wrong)
+    with pytest.raises(RewardError, match="give http://host:port"):
+        serving.load(wrong)
 
 
 class Stranger(BaseHTTPRequestHandler):

@@ -70,6 +70,8 @@ class Launch:
     """Processes that train, one a GPU."""
     reward_cards: int = 0
     """1: the reward model has the next GPU for itself, and all processes ask it; 0: each holds it beside its policy."""
+    template: str = "own"
+    """How the start model writes conversations."""
 
     def __post_init__(self) -> None:
         if self.config not in CONFIGS:
@@ -84,6 +86,7 @@ class Launch:
     def words(self) -> list[str]:
         """The command line of the library's entry point, without its name."""
         words = ["tune", str(self.data), "--reward", str(self.reward), "--out", str(self.out), "--base", self.base]
+        words += ["--template", self.template]
         words += ["--objective", self.recipe.objective, "--recipe", self.setting]
         words += [word for text in written(self.recipe, self.setting) for word in ("--set", text)]
         return [*words, "--held-out", str(self.held_out)]

@@ -108,9 +108,9 @@ def tune(
 
     def named(steps: int) -> str:
         seen = [item.packed.ids.tolist() for item in prepared[: steps * recipe.batch]]
-        return files.hash_value([lm.name, str(recipe), seen])
+        return files.hash_value([lm.name, weights, str(recipe), seen])
 
-    steps = math.ceil(len(prepared) / recipe.batch)
+    steps, weights = math.ceil(len(prepared) / recipe.batch), lm.fingerprint()
     run = Run("DPO", recipe.trainable, recipe.lr, recipe.seed, steps, learn, named)
     return descend(lm, run, checkpoint, report)
 
@@ -202,7 +202,7 @@ def _state(hydra: Hydra, optimizer: Any, history: list[dict[str, float]], run: R
 def _restore(path: Path | None, hydra: Hydra, optimizer: Any, run: Run) -> list[dict[str, float]]:
     if path is None or not path.exists():
         return []
-    state = torch.load(path, weights_only=True)
+    state = torch.load(path, map_location="cpu", weights_only=True)
     history: list[dict[str, float]] = state["history"]
     if state.get("run") != run.named(len(history)):
         raise StarlingError(

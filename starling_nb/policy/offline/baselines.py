@@ -75,12 +75,12 @@ def extrapolate(start: LM, tuned: LM, alpha: float) -> LM:
         StarlingError: the models have other weights.
     """
     model: Any = copy.deepcopy(tuned.model)
-    first, state = start.model.state_dict(), model.state_dict()
+    first, last, state = start.model.state_dict(), tuned.model.state_dict(), model.state_dict()
     if {name: value.shape for name, value in first.items()} != {name: value.shape for name, value in state.items()}:
         raise StarlingError(f"{tuned.name} was not tuned from {start.name}: their weights have other names or shapes")
     for name, value in state.items():
-        if value.is_floating_point() and not torch.equal(value, first[name]):
-            value.copy_(value.float() + alpha * (value.float() - first[name].float()))
+        if value.is_floating_point() and not torch.equal(last[name], first[name]):
+            value.copy_(last[name].float() + alpha * (last[name].float() - first[name].float()))
     return LM(model, tuned.chat, tuned.name)
 
 

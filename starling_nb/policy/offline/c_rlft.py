@@ -147,7 +147,7 @@ def tune(
         StarlingError: the loss is not a number, or the checkpoint is another run's.
     """
     told = [[one.ids.tolist(), one.best, one.weight] for one in demonstrations]
-    own = files.hash_value([lm.name, str(replace(recipe, epochs=1)), told])
+    own = files.hash_value([lm.name, lm.fingerprint(), str(replace(recipe, epochs=1)), told])
 
     def learn(hydra: Any, step: int, team: Team) -> dict[str, Tensor]:
         every = [demonstrations[place] for place in _places(len(demonstrations), recipe, step)]

@@ -214,7 +214,7 @@ def launch(profile: str, data: Path | str, reward: Path | str, out: Path, held_o
     """The training of a profile as it would be launched; ``reward`` where the profile names none."""
     p, q = parameters(profile)
     how = (held_out, q.config, q.ranks, q.reward_cards)
-    return Launch(data, p.reward or reward, out, p.base, Recipe.of(p), p.recipe, *how)
+    return Launch(data, p.reward or reward, out, p.base, Recipe.of(p), p.recipe, *how, template=p.template)
 
 
 def write_prompts(path: Path, prompts: Sequence[Any]) -> Path:
