@@ -112,6 +112,8 @@ def tune(
         # The context ends before the first optimiser step: it remembers weights cast to bfloat16.
         with loop.accelerator.autocast():
             parts = minibatches(plain, rollouts, recipe, loop.scale, loop.kl, team)
+        for rollout in rollouts:
+            rollout.sample.states.clear()  # the minibatches hold them now
         with team.together():
             guards.masks_hold_the_answers(rollouts, parts, lm.chat.eos_id)
         record = {"step": float(step), **summary(rollouts, parts, team)}

@@ -390,3 +390,23 @@ def test_the_anchor_is_the_start_model_or_the_policy_that_sampled(monkeypatch: p
     assert anchors["rollout"][0] < 1e-5
     assert anchors["initial"][1] > 1e-2  # step 1 is measured against the start model
     assert anchors["rollout"][1] < 1e-5  # or against itself, while it has not moved
+
+
+def test_trunk_states_are_held_once_while_the_policy_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    held: list[Any] = []
+    make, learn = tuning.minibatches, tuning._learn
+
+    def minibatches(hydra: Any, rollouts: Any, *rest: Any) -> Any:
+        held.extend(rollouts)
+        assert all(rollout.here for rollout in rollouts)
+        return make(hydra, rollouts, *rest)
+
+    def learned(*given: Any) -> Any:
+        assert held
+        assert not any(rollout.here for rollout in held)
+        return learn(*given)
+
+    monkeypatch.setattr(tuning, "minibatches", minibatches)
+    monkeypatch.setattr(tuning, "_learn", learned)
+    lm = toy.lm()
+    assert len(tune(lm, toy.Likes(lm, "aeiou"), PROMPTS, replace(QUICK, steps=2)).history) == 2
