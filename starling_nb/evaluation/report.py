@@ -247,7 +247,8 @@ def wrapped_attacks(
     """
     rows = []
     for name, lm in pair.items():
-        contrast = [prompt for prompt in _contrast(n) if prompt.pair in set(refused[name]["pair"])]
+        told = set(refused[name]["pair"])
+        contrast = [prompt for prompt in _contrast(n) if prompt.pair in told]
         plain = refused[name][refused[name]["pair"].isin([prompt.pair for prompt in contrast])]
         benign = plain[plain["label"] == "benign"]
         tables = {"none": plain}

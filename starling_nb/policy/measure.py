@@ -13,7 +13,8 @@ from starling_nb.models import LM
 from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy.experience import collate_rollouts
 from starling_nb.policy.hydra import Hydra
-from starling_nb.policy.rollouts import Rollout, collect
+from starling_nb.policy.rollouts import RewardOnTrunk, Rollout, collect
+from starling_nb.reward.serving import Reward
 from starling_nb.stats import Interval, mean_interval, paired_difference
 
 # A sentence's end and the quotes or brackets that close with it; the number before a list item ends nothing.
@@ -35,6 +36,25 @@ def held_out(
     ids = [f"held-out/{prompt.id}/{i % samples}" for i, prompt in enumerate(repeated)]
     said = progress.sampling(len(ids), desc)
     return collect(lm, repeated, ids, seed=seed, max_new_tokens=max_new_tokens, capture=capture, progress=said)
+
+
+def scored(
+    lm: LM,
+    reward: Reward,
+    prompts: Sequence[Prompt],
+    start: int,
+    *,
+    samples: int,
+    seed: int,
+    max_new_tokens: int,
+    desc: str = "held-out answers",
+) -> list[Rollout]:
+    """:func:`held_out` answers with their scores; ``start`` is the first block that learns or has learned."""
+    score = RewardOnTrunk(reward, lm, start)
+    how = {"samples": samples, "seed": seed, "max_new_tokens": max_new_tokens}
+    found = held_out(lm, prompts, capture=score.capture, desc=desc, **how)
+    score(found)
+    return found
 
 
 def grade(rollouts: Sequence[Rollout], edit: Callable[[str], str] | None = None) -> pd.DataFrame:

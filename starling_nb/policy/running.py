@@ -21,7 +21,7 @@ from starling_nb.policy import checkpoint, measure, starting, tuning
 from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.recipe import Recipe
 from starling_nb.policy.rewards.rules import Rule
-from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
+from starling_nb.policy.rollouts import Rollout
 from starling_nb.policy.rollouts import vllm as vllm_rollouts
 from starling_nb.progress import named
 from starling_nb.reward import serving
@@ -89,10 +89,11 @@ def run(plan: Plan) -> Done | None:
         if not parts[part]:
             raise StarlingError(f"{plan.data} leaves no prompt to {part} on: give more prompts")
     test = parts["test"][: plan.held_out]
+    sampler = _sampler(plan, lm, parts["train"])
     # Now, while it is the start model: to keep a copy until the end would take as much memory as the policy.
-    before = _answers(lm, reward, test, plan.recipe, "before") if processes.is_main_process else []
-    measures = [_measured(rollout) for rollout in before]
-    del before
+    answers = _answers(lm, reward, test, plan.recipe, "before") if processes.is_main_process else []
+    before = [_measured(rollout) for rollout in answers]
+    del answers  # with their trunk states
     said = named(plan.recipe.objective.upper())
     kept = plan.out / "tuning.pt"
     tuned = tuning.tune(
@@ -103,11 +104,11 @@ def run(plan: Plan) -> Done | None:
         rules=plan.rules,
         checkpoint=kept,
         report=said,
-        sampler=_sampler(plan, lm, parts["train"]),
+        sampler=sampler,
     )
     if not processes.is_main_process:
         return None
-    table = _table(tuned.hydra, measures, _answers(lm, reward, test, plan.recipe, "after"), lm.dtype)
+    table = _table(tuned.hydra, before, _answers(lm, reward, test, plan.recipe, "after"), lm.dtype)
     checkpoint.save(tuned.hydra, plan.out / "policy.safetensors", lm.name)
     lm.model.save_pretrained(plan.out / "policy")
     lm.chat.tokenizer.save_pretrained(plan.out / "policy")
@@ -128,18 +129,9 @@ def _sampler(plan: Plan, lm: LM, prompts: Sequence[Any]) -> Callable[..., list[m
 
 def _answers(lm: LM, reward: Reward, prompts: Sequence[Any], recipe: Recipe, when: str) -> list[Rollout]:
     """Scored answers to the test prompts, with the same random numbers before and after."""
-    score = RewardOnTrunk(reward, lm, first_trainable(recipe.trainable, len(lm.model.model.layers)))
-    found = measure.held_out(
-        lm,
-        prompts,
-        samples=1,
-        seed=recipe.seed,
-        max_new_tokens=recipe.max_new_tokens,
-        capture=score.capture,
-        desc=f"test prompts, {when}",
-    )
-    score(found)
-    return found
+    start = first_trainable(recipe.trainable, len(lm.model.model.layers))
+    how = {"samples": 1, "seed": recipe.seed, "max_new_tokens": recipe.max_new_tokens}
+    return measure.scored(lm, reward, prompts, start, desc=f"test prompts, {when}", **how)
 
 
 def _table(

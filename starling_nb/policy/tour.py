@@ -19,7 +19,7 @@ from starling_nb.nectar.prompts import Prompt
 from starling_nb.policy import measure, tuning
 from starling_nb.policy.dashboard import Dashboard
 from starling_nb.policy.hydra import Hydra
-from starling_nb.policy.rollouts import RewardOnTrunk, Rollout
+from starling_nb.policy.rollouts import Rollout
 from starling_nb.policy.study.arms import direct
 from starling_nb.reward import RewardModel
 from starling_nb.reward.comparisons import of_rows
@@ -111,18 +111,8 @@ def after(
 def _answers(
     lm: LM, reward: RewardModel, prompts: Sequence[Prompt], p: Any, start: int, samples: int, desc: str
 ) -> list[Rollout]:
-    score = RewardOnTrunk(reward, lm, start)
-    rollouts = measure.held_out(
-        lm,
-        prompts,
-        samples=samples,
-        seed=p.seed,
-        max_new_tokens=p.max_new_tokens,
-        capture=score.capture,
-        desc=desc,
-    )
-    score(rollouts)
-    return rollouts
+    how = {"samples": samples, "seed": p.seed, "max_new_tokens": p.max_new_tokens}
+    return measure.scored(lm, reward, prompts, start, desc=desc, **how)
 
 
 def compare_methods(before: Sequence[Rollout], after: Mapping[str, Sequence[Rollout]]) -> pd.DataFrame:

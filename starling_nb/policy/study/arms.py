@@ -24,7 +24,6 @@ from starling_nb.policy.hydra import Hydra
 from starling_nb.policy.offline import c_rlft
 from starling_nb.policy.offline.baselines import extrapolate
 from starling_nb.policy.recipe import Recipe, parsed
-from starling_nb.policy.rollouts import RewardOnTrunk
 from starling_nb.reward import RewardModel, comparisons, scoring, training
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.scoring import Prepared
@@ -59,13 +58,9 @@ class Arm:
         changes = "-".join(self.changes)
         if len(changes) > 120:
             changes = f"{len(self.changes)}-changes-{files.hash_value(self.changes)[:8]}"
-        own = [
-            self.method,
-            self.labels,
-            *([] if self.start == "chat" else [self.start]),
-            *([changes] if changes else []),
-        ]
-        return "-".join([*own, self.split, str(self.seed)]).replace(":", "")
+        start = "" if self.start == "chat" else self.start
+        own = [self.method, self.labels, start, changes, self.split, str(self.seed)]
+        return "-".join(filter(None, own)).replace(":", "")
 
 
 @dataclass(frozen=True)
@@ -241,16 +236,7 @@ def direct(
 
 def measured(ground: Ground, lm: LM, hydra: Hydra, judge: RewardModel, recipe: Recipe, split: str) -> pd.DataFrame:
     """Answers of a policy to the prompts of a split, graded; columns as in :func:`run` less the arm's own."""
-    score = RewardOnTrunk(judge, lm, hydra.start)
-    rollouts = measure.held_out(
-        lm,
-        ground.prompts(split),
-        samples=ground.samples,
-        seed=recipe.seed,
-        max_new_tokens=recipe.max_new_tokens,
-        capture=score.capture,
-        desc=f"{split} answers",
-    )
-    score(rollouts)
+    how = {"samples": ground.samples, "seed": recipe.seed, "max_new_tokens": recipe.max_new_tokens}
+    rollouts = measure.scored(lm, judge, ground.prompts(split), hydra.start, desc=f"{split} answers", **how)
     rewards, kl = [rollout.score for rollout in rollouts], measure.sequence_kl(hydra, rollouts, lm.dtype)
     return measure.grade(rollouts).assign(reward=rewards, kl=kl)
