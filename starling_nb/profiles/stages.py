@@ -230,7 +230,7 @@ class ScalingOut(Common):
     card: str
     """Card of this profile's run: here (the machine at hand), a100 or h100."""
     config: str
-    """How accelerate spreads this profile's run: single, ddp, fsdp2, zero1, zero2 or zero3."""
+    """How accelerate spreads this profile's run: single, ddp, zero2 or fsdp2."""
     rows: int
     """Answers sampled to measure this machine's speed, and in a step of the training that is launched here."""
     max_new_tokens: int

@@ -60,9 +60,7 @@ KINDS = {
     "single": (DistributedType.NO, 1),
     "ddp": (DistributedType.MULTI_GPU, 7),
     "fsdp2": (DistributedType.FSDP, 7),
-    "zero1": (DistributedType.DEEPSPEED, 7),
-    "zero2": (DistributedType.DEEPSPEED, 7),
-    "zero3": (DistributedType.DEEPSPEED, 7),
+    "zero2": (DistributedType.FSDP, 7),
 }
 
 
@@ -77,15 +75,13 @@ def test_accelerate_takes_the_configurations_as_they_are_meant(name: str) -> Non
     launch = Launch("prompts.parquet", "reward", Path("out"), config=name, processes=1 if name == "single" else 3)
     parser = accelerate_launch.launch_command_parser()
     told, _, _ = accelerate_launch._validate_launch_command(parser.parse_args(launch.command()[3:]))
-    assert (told.use_deepspeed, told.use_fsdp, told.multi_gpu) == tuple(
-        KINDS[name][0] == kind for kind in (DistributedType.DEEPSPEED, DistributedType.FSDP, DistributedType.MULTI_GPU)
+    assert (told.use_fsdp, told.multi_gpu) == tuple(
+        KINDS[name][0] == kind for kind in (DistributedType.FSDP, DistributedType.MULTI_GPU)
     )
     assert (told.module, told.training_script, told.num_processes) == (True, "starling_nb", launch.processes)
     assert told.training_script_args == launch.words()
-    if told.use_deepspeed:
-        assert (str(told.zero_stage), float(told.gradient_clipping)) == (name[-1], 1.0)
     if told.use_fsdp:
-        assert str(told.fsdp_version) == "2"
+        assert (str(told.fsdp_version), told.fsdp_reshard_after_forward) == ("2", name == "fsdp2")
 
 
 GLOO = """
@@ -233,20 +229,11 @@ def test_the_next_card_is_the_reward_model_s_own(
 
 @pytest.mark.parametrize(
     ("config", "processes", "told"),
-    [("zero9", 2, "choose ddp, fsdp2, single, zero1"), ("single", 2, "others for several"), ("ddp", 1, "for several")],
+    [("zero9", 2, "choose ddp, fsdp2, single, zero2"), ("single", 2, "others for several"), ("ddp", 1, "for several")],
 )
 def test_what_does_not_go_together_is_refused(config: str, processes: int, told: str) -> None:
     with pytest.raises(LaunchError, match=told):
         Launch("p", "r", Path("o"), config=config, processes=processes)
-
-
-def test_a_package_that_is_missing_is_named_before_anything_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(launching.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(LaunchError, match="zero2 needs the package deepspeed: pip install"):
-        launching.run(Launch("p", "r", tmp_path / "out", config="zero2", processes=2))
-    assert not (tmp_path / "out").exists()
 
 
 def test_a_training_that_fails_shows_the_end_of_its_log(start: Launch) -> None:

@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import partial, partialmethod
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -167,11 +167,14 @@ def faults(folder: Path, rank: int) -> dict[str, str]:
 accelerator = LM.accelerator
 
 
-def sharding(lm: LM) -> Any:
+def sharding(lm: LM, reshard: bool = True) -> Any:
     """As ``accelerate launch --use_fsdp --fsdp_version 2`` makes it on GPUs; on the CPU it is told afterwards."""
     found = accelerator(lm)
     plugin = FullyShardedDataParallelPlugin(
-        fsdp_version=2, auto_wrap_policy="transformer_based_wrap", cpu_ram_efficient_loading=False
+        fsdp_version=2,
+        auto_wrap_policy="transformer_based_wrap",
+        cpu_ram_efficient_loading=False,
+        reshard_after_forward=reshard,
     )
     found.state._shared_state |= {"distributed_type": DistributedType.FSDP, "fsdp_plugin": plugin}
     return found
@@ -204,6 +207,9 @@ def shared(folder: Path) -> dict[str, Any]:
         found["sharded again"] = tuned(RECIPES["apa"], checkpoint=folder / "sharded.pt")
         found["sharded dpo"] = paired()
         found["faults"]["adapters"] = reason(partial(tuned, RECIPES["rloo"]))
+    with patch.object(LM, "accelerator", partialmethod(sharding, reshard=False)):
+        found["zero2 ppo"] = tuned(RECIPES["ppo"], checkpoint=folder / "zero2.pt")
+        found["zero2 dpo"] = paired()
     return found
 
 
@@ -300,14 +306,18 @@ def test_a_fault_in_one_process_stops_both_with_its_reason(both: list[dict[str, 
 
 
 def test_a_sharded_hydra_is_a_whole_one(both: list[dict[str, Any]], folder: Path) -> None:
-    """FSDP2: weights, gradients and moments in shards, each policy block a unit; checkpoints stay whole."""
+    """FSDP2: gradients, moments and weights in shards, each policy block a unit; checkpoints stay whole.
+
+    Under ``zero2`` the weights stay together from the forward pass to the backward pass.
+    """
     for (first, whole), (second, _) in zip(*(found["shards"] for found in both), strict=True):
         assert first + second == whole
         assert first == pytest.approx(second, rel=0.1)
-    for name in ("ppo", "p3o", "dpo"):
+    for name in ("sharded ppo", "sharded p3o", "sharded dpo", "zero2 ppo", "zero2 dpo"):
         for found in both:
-            same(found[f"sharded {name}"], both[0][name])
-        assert equal(both[0][f"sharded {name}"], both[1][f"sharded {name}"])
+            same(found[name], both[0][name.split()[1]])
+        assert equal(both[0][name], both[1][name])
+    assert equal(tuned(RECIPES["ppo"], checkpoint=folder / "zero2.pt"), both[0]["zero2 ppo"])
     same(both[0]["sharded again"], both[0]["apa"])
     assert equal(tuned(RECIPES["apa"], checkpoint=folder / "sharded.pt"), both[0]["sharded again"])
     assert all("adapters are small" in found["faults"]["adapters"] for found in both)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import importlib.util
 import os
 import shlex
 import signal
@@ -31,8 +30,8 @@ from starling_nb.policy.recipe import Recipe, written
 
 FOLDER = Path(__file__).parent
 CONFIGS = tuple(sorted(path.stem for path in FOLDER.glob("*.yaml")))
-"""Ways to spread a training: ``single``, ``ddp``, ``fsdp2``, ``zero1``, ``zero2``, ``zero3`` (no training has yet run
-under ZeRO)."""
+"""Ways to spread a training: ``single``, ``ddp``, ``fsdp2`` (weights, gradients and optimiser in shards, as ZeRO-3),
+``zero2`` (gradients and optimiser in shards)."""
 LOG, PROGRESS, LOCK = "training.log", "progress.jsonl", ".training.lock"
 LINES = 20
 """Lines of the log that an error shows."""
@@ -137,11 +136,9 @@ def run(launch: Launch, say: Callable[[str], None] = print) -> Trained:
     ends the child with all its processes before it is passed on.
 
     Raises:
-        LaunchError: another training is at work in the folder, a package is missing, or the training failed; then the
-            message ends with the tail of its log.
+        LaunchError: another training is at work in the folder, or the training failed; then the message ends with the
+            tail of its log.
     """
-    if launch.config.startswith("zero") and importlib.util.find_spec("deepspeed") is None:
-        raise LaunchError(f"{launch.config} needs the package deepspeed: pip install deepspeed, or take fsdp2 or ddp")
     env = _environment(launch.out)
     with ExitStack() as stack:
         lock, log = stack.enter_context(_alone(launch.out)), stack.enter_context((launch.out / LOG).open("ab"))

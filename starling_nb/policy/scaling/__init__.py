@@ -171,10 +171,10 @@ def held(run: Run, lm: LM, reward: Any) -> dict[str, float]:
         "policy's top, float32": size(hydra.top.parameters()),
         "reference's top, float32": size(hydra.reference.parameters()),
         "critic, float32": size(critic),
-        "optimiser, float32": size(state) / (run.ranks if run.sharded else 1),
+        "optimiser, float32": size(state) / run.shards,
         "trunk states of the rollouts": size(states),
         "keys and values": config.num_hidden_layers * size([layer._keys, layer._values]),
-        "gradients, float32": size(weight.grad for weight in learned),
+        "gradients, float32": size(weight.grad for weight in learned) / run.shards,
     }
     return found if run.reward_cards else found | {"reward model": size(reward.parameters())}
 

@@ -48,7 +48,8 @@ class Run:
     """Blocks of the reward model that are the policy's trunk, and are not run again."""
     branch: bool = False
     sharded: bool = False
-    """The optimiser's state is spread over the ranks (ZeRO, FSDP)."""
+    """Gradients and optimiser are spread over the ranks (``zero2``, ``fsdp2``). What the latter spares of
+    weights is not counted."""
     width: int = 2
     """Bytes of a weight of the sampled policy and the reward model: 2 in bfloat16, 4 in float32."""
     used: float = 0.4
@@ -76,6 +77,11 @@ class Run:
         return self.policy.blocks - Trainable.parse(self.trainable, self.policy.blocks).start
 
     @property
+    def shards(self) -> int:
+        """Ranks that share gradients and optimiser."""
+        return self.ranks if self.sharded else 1
+
+    @property
     def phases(self) -> float:
         """Sets of rollouts in the run."""
         return self.updates / (self.rows / self.together * self.epochs)
@@ -100,10 +106,10 @@ def memory(run: Run) -> dict[str, float]:
         "policy's top, float32": 4.0 * copied,
         "reference's top, float32": 4.0 * reference,
         "critic, float32": 4.0 * critic,
-        "optimiser, float32": 8.0 * learned / (run.ranks if run.sharded else 1),
+        "optimiser, float32": 8.0 * learned / run.shards,
         "trunk states of the rollouts": 1.0 * run.width * run.rows * tokens * wide * kept,
         "keys and values": 2.0 * run.width * shape.blocks * shape.key_width * run.flight * (tokens + 1),
-        "gradients, float32": 4.0 * learned,
+        "gradients, float32": 4.0 * learned / run.shards,
         "activations (estimate)": 4.0 * learned_from * per_token * run.depth * (2 if run.branch else 1),
         "logits of a chunk": (4.0 + run.width) * TokenLogprobs.CHUNK * shape.vocabulary,
     }
