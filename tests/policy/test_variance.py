@@ -44,33 +44,41 @@ def plainly(table: NDArray[np.float64]) -> list[float]:
     by_seed = table - table.mean(3, keepdims=True)
     prompts, seeds = table.shape[2:]
     pairs = [(p, q) for p in range(prompts) for q in range(prompts) if p != q]
-    turns = [(s, t) for s in range(seeds) for t in range(seeds) if s != t]
+    turns = [(s, t) for s in range(seeds) for t in range(seeds) if s != t or seeds == 1]
 
     def shared(effect: NDArray[np.float64]) -> float:
         return float(np.mean([(effect[..., p, s] * effect[..., q, t]).mean() for p, q in pairs for s, t in turns]))
 
-    seed = float(np.mean([(by_seed[:, :, p] * by_seed[:, :, q]).sum(2).mean() for p, q in pairs])) / (seeds - 1)
+    seed = [(by_seed[:, :, p] * by_seed[:, :, q]).sum(2).mean() for p, q in pairs]
     labels, method, both = shared(by_labels), shared(by_method), shared(by_both)
-    return [labels, method, both, seed, labels - method]
+    of_seeds = [float(np.mean(seed)) / (seeds - 1)] if seeds > 1 else []
+    return [labels, method, both, *of_seeds, labels - method]
 
 
-def test_parts_are_means_over_pairs_of_prompts_and_seeds() -> None:
-    table = drawn(0.5, 0.2, 0.1, np.random.default_rng(3))[:, :, :7]
+@pytest.mark.parametrize(("seeds", "used"), [(3, 3), (2, 1), (1, 1)])
+def test_parts_are_means_over_pairs_of_prompts_and_seeds(seeds: int, used: int) -> None:
+    table = drawn(0.5, 0.2, 0.1, np.random.default_rng(3))[:, :, :7, :seeds]
     found = variance.parts(study(table))
-    assert found.part.to_list() == variance.PARTS
-    assert found.value.to_numpy() == pytest.approx(plainly(table))
-    assert found.share[:4].sum() == pytest.approx(1)
+    assert found.part.to_list() == [part for part in variance.PARTS if used > 1 or part != "seed"]
+    assert found.value.to_numpy() == pytest.approx(plainly(table[..., :used]))
+    assert found.share[:-1].sum() == pytest.approx(1)
+    assert np.isnan(found.share.iloc[-1])
+    assert set(found.seeds) == {used}
 
 
-def test_parts_are_unbiased_and_their_intervals_hold_the_truth() -> None:
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_parts_are_unbiased_and_their_intervals_hold_the_truth(seeds: int) -> None:
     random, truth = np.random.default_rng(0), (0.15**2 - 0.05**2) * 2 / 3
-    found = [variance.parts(study(drawn(0.15, 0.05, 0.05, random))).set_index("part") for _ in range(60)]
+    chance = 0.05 if seeds > 1 else 0.0
+    tables = [drawn(0.15, 0.05, chance, random)[..., :seeds] for _ in range(60)]
+    found = [variance.parts(study(table)).set_index("part") for table in tables]
     gaps = [one.loc["labels minus method"] for one in found]
     values = np.array([gap.value for gap in gaps])
     assert abs(values.mean() - truth) < 3 * values.std() / np.sqrt(len(values))
     assert np.mean([gap.low <= truth <= gap.high for gap in gaps]) >= 0.9
-    seeds = np.array([one.value["seed"] for one in found])
-    assert abs(seeds.mean() - 0.05**2) < 3 * seeds.std() / np.sqrt(len(seeds))
+    if seeds > 1:
+        drawn_apart = np.array([one.value["seed"] for one in found])
+        assert abs(drawn_apart.mean() - 0.05**2) < 3 * drawn_apart.std() / np.sqrt(len(drawn_apart))
 
 
 def test_a_large_effect_is_seen_and_none_is_not() -> None:
@@ -98,5 +106,3 @@ def test_a_design_with_a_hole_is_refused() -> None:
     table = study(drawn(0.5, 0.2, 0.1, np.random.default_rng(2)))
     with pytest.raises(StarlingError, match="every method with every kind"):
         variance.parts(table[(table.labels != "naive") | (table.method != "ppo")])
-    with pytest.raises(StarlingError, match="three seeds or more"):
-        variance.parts(table[table.seed < 2])
