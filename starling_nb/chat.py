@@ -101,6 +101,14 @@ class ChatFormat:
             raise ChatError("the tokenizer closes the open turn with an end token: load it with add_eos_token=False")
         return ids
 
+    def fault(self, messages: Sequence[Message]) -> str:
+        """Why no prompt can be made of a conversation, as :meth:`prompt_ids` says it; empty where one can."""
+        try:
+            self.prompt_ids(messages)
+        except ChatError as error:
+            return str(error)
+        return ""
+
     def encode(self, messages: Sequence[Message], answer: str) -> Encoded:
         """Ids of a prompt and a finished answer, closed by exactly one end-of-turn token.
 

@@ -83,7 +83,7 @@ def run(plan: Plan) -> Done | None:
     reward = serving.load(plan.reward, dtype=lm.dtype)
     parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
     say = print if processes.is_main_process else lambda _: None
-    for prompt in starting.askable(lm, list(making.prompts(plan.data)), plan.recipe.max_new_tokens, say):
+    for prompt in starting.askable(lm, reward, list(making.prompts(plan.data)), plan.recipe.max_new_tokens, say):
         parts[split_of(prompt.messages)].append(prompt)
     for part in ("train", "test"):
         if not parts[part]:

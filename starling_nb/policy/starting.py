@@ -14,6 +14,7 @@ from starling_nb.models import LM
 from starling_nb.nectar import prompts
 from starling_nb.nectar.responses import making
 from starling_nb.reward import RewardModel
+from starling_nb.reward.serving import Reward
 
 
 def reward_model(p: Any, own: Path, dtype: torch.dtype) -> RewardModel:
@@ -21,8 +22,8 @@ def reward_model(p: Any, own: Path, dtype: torch.dtype) -> RewardModel:
     return RewardModel.from_pretrained(p.reward or own, dtype=dtype)
 
 
-def training_prompts(path: Path | None, lm: LM, new_tokens: int) -> list[Any]:
-    """The training split of a file that ``starling-nb prompts`` wrote, as far as ``lm`` can be asked it
+def training_prompts(path: Path | None, lm: LM, reward: Reward, new_tokens: int) -> list[Any]:
+    """The training split of a file that ``starling-nb prompts`` wrote, as far as it suits both models
     (:func:`askable`), or of the embedded prompts.
 
     Raises:
@@ -31,26 +32,32 @@ def training_prompts(path: Path | None, lm: LM, new_tokens: int) -> list[Any]:
     if path is None:
         return list(prompts.load(split="train"))
     found = [prompt for prompt in making.prompts(path) if prompts.split_of(prompt.messages) == "train"]
-    found = askable(lm, found, new_tokens)
+    found = askable(lm, reward, found, new_tokens)
     if not found:
         raise StarlingError(f"{path} leaves no prompt to train on: give more prompts")
     return found
 
 
-def askable(lm: LM, asked: Sequence[Any], new_tokens: int, say: Callable[[str], object] = print) -> list[Any]:
-    """Prompts that a model can be asked: they can be written in its chat format, and leave room for an answer of
-    ``new_tokens``. ``say`` is told of the others, which would stop a training in the step that meets them."""
-    found, faults = [], []
-    for prompt in asked:
+def askable(
+    lm: LM, reward: Reward, asked: Sequence[Any], new_tokens: int, say: Callable[[str], object] = print
+) -> list[Any]:
+    """Prompts that a model can be asked, and whose answers the reward model can score: they can be written in the chat
+    formats of both, and leave room for an answer of ``new_tokens``. ``say`` is told of the others, which would stop a
+    training in the step that meets them."""
+
+    found, told = [], []
+    for prompt, unread in zip(asked, reward.faults([prompt.messages for prompt in asked]), strict=True):
+        fault = unread and f"the reward model: {unread}"
         try:
             length = len(lm.chat.prompt_ids(prompt.messages))
+            if length + new_tokens > lm.window:
+                fault = f"{length} tokens and an answer are more than the window of {lm.window}"
         except ChatError as error:
-            faults.append(f"{prompt.id}: {error}")
-            continue
-        if length + new_tokens <= lm.window:
-            found.append(prompt)
+            fault = str(error)
+        if fault:
+            told.append(f"{prompt.id}: {fault}")
         else:
-            faults.append(f"{prompt.id}: {length} tokens and an answer are more than the window of {lm.window}")
-    if faults:
-        say(f"{len(faults)} of {len(asked)} prompts are left out, such as {'; '.join(faults[:3])}")
+            found.append(prompt)
+    if told:
+        say(f"{len(told)} of {len(asked)} prompts are left out, such as {'; '.join(told[:3])}")
     return found

@@ -110,6 +110,10 @@ class RewardModel(nn.Module):
         said = [[*c[:-1], {**c[-1], "content": self.chat.without_controls(c[-1]["content"])}] for c in conversations]
         return self.score(said, batch, truncate=True)
 
+    def faults(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """Why no answer to a prompt could be scored; empty where any can. One for each of ``prompts``."""
+        return [self.chat.fault(messages) for messages in prompts]
+
     def fingerprint(self) -> str:
         """:func:`starling_nb.models.fingerprint`: of decoder and head."""
         return models.fingerprint(self)

@@ -1,8 +1,9 @@
 """A reward model in a process of its own, asked over HTTP: several ranks of a training share one card's.
 
-The published run trained on seven cards and kept its reward model on the eighth. ``GET /`` names the model; ``POST /``
-takes ``{"conversations": [[message, …], …]}`` and gives ``{"scores": [number, …]}``. What cannot be scored gives status
-400 and ``{"error": reason}``. The server listens on the loopback interface alone.
+The published run trained on seven cards and kept its reward model on the eighth. ``GET /`` names the model. ``POST /``
+takes ``{"conversations": [[message, …], …]}`` and gives ``{"scores": [number, …]}``, or takes ``{"prompts": …}`` and
+gives ``{"faults": [text, …]}``. What cannot be scored gives status 400 and ``{"error": reason}``. The server listens on
+the loopback interface alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from starling_nb.reward.layout import RewardError
 from starling_nb.reward.model import RewardModel
 
 LARGEST_BODY = 64 * 2**20  # bytes
+AT_ONCE = 1000  # prompts in a request
 START = 300.0
 """Seconds that a server may take to read its model."""
 PATIENCE = 3600.0
@@ -70,6 +72,21 @@ class Served:
         if not right or not all(isinstance(x, int | float) and math.isfinite(x) for x in scores or []):
             raise RewardError(f"{self.address} gave no number for each of {len(conversations)} texts: is it ours?")
         return [float(score) for score in scores or []]
+
+    def faults(self, prompts: Sequence[Sequence[Message]]) -> list[str]:
+        """As :meth:`RewardModel.faults`.
+
+        Raises:
+            RewardError: the server is gone, or gives other than a text for each.
+        """
+        found: list[str] = []
+        for i in range(0, len(prompts), AT_ONCE):
+            asked = [list(one) for one in prompts[i : i + AT_ONCE]]
+            told = self._asked("POST", {"prompts": asked}).get("faults")
+            if not isinstance(told, list) or len(told) != len(asked):
+                raise RewardError(f"{self.address} says nothing of {len(asked)} prompts: is it ours, and as new?")
+            found += map(str, told)
+        return found
 
     def _met(self, until: float) -> dict[str, Any]:
         """What the server says of itself, as soon as it answers."""
@@ -162,23 +179,28 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, self.about)
 
     def do_POST(self) -> None:
-        """The scores of conversations."""
+        """The scores of conversations, or why no answer to a prompt could be scored."""
+        told: dict[str, object]
         try:
-            conversations = self._read()
+            name, asked = self._read()
             with self.turn:
-                scores = self.reward.score_sampled(conversations, self.batch)
+                if name == "prompts":
+                    told = {"faults": self.reward.faults(asked)}
+                else:
+                    told = {"scores": self.reward.score_sampled(asked, self.batch)}
         except (StarlingError, ValueError, KeyError, TypeError) as error:
             return self._send(400, {"error": str(error) or type(error).__name__})
         except Exception as error:  # out of memory on the card, say: the reason belongs to who asked
             return self._send(500, {"error": f"{type(error).__name__}: {error}"})
-        self._send(200, {"scores": scores})
+        self._send(200, told)
 
-    def _read(self) -> list[list[Message]]:
+    def _read(self) -> tuple[str, list[list[Message]]]:
         size = int(self.headers.get("Content-Length") or 0)
         if not 0 < size <= LARGEST_BODY:
             raise ValueError(f"a body of {size} bytes: send 1 to {LARGEST_BODY}")
-        found = json.loads(self.rfile.read(size))["conversations"]
-        return [[{"role": str(m["role"]), "content": str(m["content"])} for m in one] for one in found]
+        body = json.loads(self.rfile.read(size))
+        name = "prompts" if "prompts" in body else "conversations"
+        return name, [[{"role": str(m["role"]), "content": str(m["content"])} for m in one] for one in body[name]]
 
     def _send(self, status: int, content: object) -> None:
         body = json.dumps(content).encode()

@@ -160,6 +160,7 @@ class Stranger(BaseHTTPRequestHandler):
 def test_a_server_of_something_else_gives_no_scores(said: bytes) -> None:
     with HTTPServer(("127.0.0.1", 0), type("Own", (Stranger,), {"said": said})) as server:
         Thread(target=server.serve_forever, daemon=True).start()
-        with pytest.raises(RewardError, match=r"is it ours\?|no reward model answers"):
-            Served(f"http://127.0.0.1:{server.server_port}").score_sampled(TALKS)
+        for ask in (Served.score_sampled, Served.faults):
+            with pytest.raises(RewardError, match=r"is it ours|no reward model answers"):
+                ask(Served(f"http://127.0.0.1:{server.server_port}"), TALKS)
         server.shutdown()
