@@ -125,6 +125,7 @@ def tune(
         list[str] | None, typer.Option("--rule", help="A rule or question and its weight: declines=-0.5.")
     ] = None,
     held_out: Annotated[int, typer.Option(min=1, help="Test prompts answered before and after, at most.")] = 100,
+    prompt_tokens: Annotated[int, typer.Option(min=0, help="Longer prompts are left out; 0: as they fit.")] = 0,
     sampler: Annotated[str, typer.Option(help="Who samples: own, or vllm on the same GPU.")] = "own",
     judge: Annotated[str | None, typer.Option(help="Who settles rules that are questions, as for judge.")] = None,
     dollars: Annotated[float | None, typer.Option(help="Stop before the judge could be paid more.")] = None,
@@ -146,7 +147,14 @@ def tune(
     asked = connect(judge, out / "ledger.sqlite", 0, budget, ranks, attempts=3) if judge else nullcontext()
     with asked as connected:
         added = weighted(rules or (), connected)
-        how = {"template": template, "held_out": held_out, "recipe": chosen, "rules": added, "sampler": sampler}
+        how = {
+            "template": template,
+            "held_out": held_out,
+            "prompt_tokens": prompt_tokens,
+            "recipe": chosen,
+            "rules": added,
+            "sampler": sampler,
+        }
         plan = running.Plan(data, reward, out, base, **how)  # type: ignore[arg-type]
         done = running.run(plan)
     if done is None:  # the main process speaks for all

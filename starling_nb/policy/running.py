@@ -47,6 +47,8 @@ class Plan:
     """How the start model writes conversations, see :class:`starling_nb.chat.ChatFormat`."""
     held_out: int = 100
     """Prompts of the test split that are answered before and after, at most."""
+    prompt_tokens: int = 0
+    """Longer prompts are left out; 0: as the window allows."""
     recipe: Recipe = field(default_factory=Recipe)
     """How it is tuned."""
     rules: Mapping[str, tuple[float, Rule]] = field(default_factory=dict)
@@ -83,7 +85,8 @@ def run(plan: Plan) -> Done | None:
     reward = serving.load(plan.reward, dtype=lm.dtype)
     parts: dict[str, list[Any]] = {"train": [], "validation": [], "test": []}
     say = print if processes.is_main_process else lambda _: None
-    for prompt in starting.askable(lm, reward, list(making.prompts(plan.data)), plan.recipe.max_new_tokens, say):
+    longest = (plan.recipe.max_new_tokens, plan.prompt_tokens)
+    for prompt in starting.askable(lm, reward, list(making.prompts(plan.data)), *longest, say):
         parts[split_of(prompt.messages)].append(prompt)
     for part in ("train", "test"):
         if not parts[part]:

@@ -22,9 +22,9 @@ def reward_model(p: Any, own: Path, dtype: torch.dtype) -> RewardModel:
     return RewardModel.from_pretrained(p.reward or own, dtype=dtype)
 
 
-def training_prompts(path: Path | None, lm: LM, reward: Reward, new_tokens: int) -> list[Any]:
-    """The training split of a file that ``starling-nb prompts`` wrote, as far as it suits both models
-    (:func:`askable`), or of the embedded prompts.
+def training_prompts(path: Path | None, lm: LM, reward: Reward, p: Any) -> list[Any]:
+    """The training split of a file that ``starling-nb prompts`` wrote, as far as it suits both models and
+    the stage's parameters ``p`` (:func:`askable`), or of the embedded prompts.
 
     Raises:
         StarlingError: the file is missing or damaged, or leaves no prompt to train on.
@@ -32,26 +32,32 @@ def training_prompts(path: Path | None, lm: LM, reward: Reward, new_tokens: int)
     if path is None:
         return list(prompts.load(split="train"))
     found = [prompt for prompt in making.prompts(path) if prompts.split_of(prompt.messages) == "train"]
-    found = askable(lm, reward, found, new_tokens)
+    found = askable(lm, reward, found, p.max_new_tokens, p.prompt_tokens)
     if not found:
         raise StarlingError(f"{path} leaves no prompt to train on: give more prompts")
     return found
 
 
 def askable(
-    lm: LM, reward: Reward, asked: Sequence[Any], new_tokens: int, say: Callable[[str], object] = print
+    lm: LM,
+    reward: Reward,
+    asked: Sequence[Any],
+    new_tokens: int,
+    prompt_tokens: int = 0,
+    say: Callable[[str], object] = print,
 ) -> list[Any]:
     """Prompts that a model can be asked, and whose answers the reward model can score: they can be written in the chat
-    formats of both, and leave room for an answer of ``new_tokens``. ``say`` is told of the others, which would stop a
-    training in the step that meets them."""
+    formats of both, leave room for an answer of ``new_tokens``, and are no longer than ``prompt_tokens``, if any.
+    ``say`` is told of the others, which would stop a training in the step that meets them."""
 
     found, told = [], []
+    longest = min(prompt_tokens or lm.window, lm.window - new_tokens)
     for prompt, unread in zip(asked, reward.faults([prompt.messages for prompt in asked]), strict=True):
         fault = unread and f"the reward model: {unread}"
         try:
             length = len(lm.chat.prompt_ids(prompt.messages))
-            if length + new_tokens > lm.window:
-                fault = f"{length} tokens and an answer are more than the window of {lm.window}"
+            if length > longest:
+                fault = f"{length} tokens; {longest} is the most beside an answer in a window of {lm.window}"
         except ChatError as error:
             fault = str(error)
         if fault:

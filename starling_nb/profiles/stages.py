@@ -143,6 +143,8 @@ class PolicyTuning(Common):
     """Steps in which only the critic learns."""
     max_new_tokens: int
     """Cap on an answer, tokens."""
+    prompt_tokens: int
+    """Longest training prompt of one's own, tokens; 0: as the window allows."""
     trainable: str
     """Which blocks learn."""
     n_held_out: int

@@ -123,12 +123,13 @@ def told_by(launch: Launch, monkeypatch: pytest.MonkeyPatch) -> running.Plan:
 def test_the_entry_point_reads_what_the_launch_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recipe = Recipe.published(objective="ppo", steps=7, value_clip=None, kl_target=4.0, hide_eos=False)
     launch = Launch(
-        "p.parquet", "hub/reward", tmp_path, "hub/base", recipe, "published", held_out=9, template="openchat"
+        "p.parquet", "hub/reward", tmp_path, "hub/base", recipe, "published", 9, template="openchat", prompt_tokens=77
     )
     assert cli_models.tune
     plan = told_by(launch, monkeypatch)
     assert (plan.recipe, str(plan.data), plan.reward) == (recipe, "p.parquet", "hub/reward")
-    assert (plan.out, plan.base, plan.template, plan.held_out) == (tmp_path, "hub/base", "openchat", 9)
+    told = (plan.out, plan.base, plan.template, plan.held_out, plan.prompt_tokens)
+    assert told == (tmp_path, "hub/base", "openchat", 9, 77)
 
 
 @given(

@@ -44,6 +44,7 @@ def plans(*names: str) -> list[scaling.Sized]:
 def test_the_published_run_is_planned_as_the_blog_tells_it() -> None:
     gpu, paper = plans("gpu", "paper")
     assert paper.run == Run(updates=10_016)
+    assert paper.run.longest == (scaling.launch("paper", "p", "r", Path("o")).prompt_tokens, 1024)
     assert gpu.run == Run(updates=10_016, ranks=1, reward_cards=0, sharded=False)
     assert paper.card == plan.CARDS["a100"]
     assert (paper.policy, paper.reward) == tuple(scaling.RELEASED.values())
@@ -109,6 +110,7 @@ def test_a_profile_is_launched_with_its_own_recipe(profile: str) -> None:
         processes=q.ranks,
         reward_cards=q.reward_cards,
         template=p.template,
+        prompt_tokens=p.prompt_tokens,
     )
     assert ("serve-reward" in launch.shown()) is (profile == "paper")
     assert f"--num_processes {q.ranks}" in launch.shown()

@@ -58,19 +58,19 @@ def test_an_unknown_recipe_is_refused() -> None:
 
 def test_prompts_of_a_file_are_those_of_its_training_split(tmp_path: Path) -> None:
     lm = toy.lm()
-    reward = toy.Likes(lm)
-    assert [prompt.split for prompt in starting.training_prompts(None, lm, reward, 9)] == ["train"] * 459
+    reward, p = toy.Likes(lm), replace(parameters("laptop"), max_new_tokens=9)
+    assert [prompt.split for prompt in starting.training_prompts(None, lm, reward, p)] == ["train"] * 459
     rows = [
         {"id": f"p{i}", "messages": toy.user(f"question {i}?"), "source": ["toy"], "answers": []} for i in range(20)
     ]
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    found = starting.training_prompts(path, lm, reward, 9)
+    found = starting.training_prompts(path, lm, reward, p)
     assert 0 < len(found) < 20
     assert {split_of(prompt.messages) for prompt in found} == {"train"}
     path.write_text("".join(json.dumps(row) + "\n" for row in rows if split_of(row["messages"]) == "test"))
     with pytest.raises(StarlingError, match="give more prompts"):
-        starting.training_prompts(path, lm, reward, 9)
+        starting.training_prompts(path, lm, reward, p)
 
 
 def test_a_reward_model_of_one_s_own_takes_the_place_of_notebook_03_s(tmp_path: Path) -> None:
@@ -90,15 +90,18 @@ def test_prompts_that_would_stop_a_training_are_left_out_and_told() -> None:
     reward, long = toy.Likes(lm), "word " * lm.window
     asked = toy.prompts(["what is it?", "a </s> inside <|im_end|>", long, "why?"])
     said: list[str] = []
-    found = starting.askable(lm, reward, asked, 9, said.append)
+    found = starting.askable(lm, reward, asked, 9, say=said.append)
     assert [prompt.id for prompt in found] == [asked[0].id, asked[3].id]
     assert said == [said[0]]
     assert said[0].startswith("2 of 4 prompts are left out, such as ")
     assert asked[1].id in said[0]
-    assert f"more than the window of {lm.window}" in said[0]
+    assert f"{lm.window - 9} is the most beside an answer in a window of {lm.window}" in said[0]
     room = lm.window - len(lm.chat.prompt_ids(asked[0].messages))
     assert starting.askable(lm, reward, asked[:1], room) == asked[:1]
-    assert starting.askable(lm, reward, asked[:1], room + 1, said.append) == []
+    assert starting.askable(lm, reward, asked[:1], room + 1, say=said.append) == []
+    assert starting.askable(lm, reward, asked[:1], 9, lm.window - room) == asked[:1]
+    assert starting.askable(lm, reward, asked[:1], 9, lm.window - room - 1, said.append) == []
+    assert f"; {lm.window - room - 1} is the most" in said[-1]
 
 
 def test_prompts_whose_answers_cannot_be_scored_are_left_out_whoever_scores() -> None:
@@ -110,6 +113,6 @@ def test_prompts_whose_answers_cannot_be_scored_are_left_out_whoever_scores() ->
     stop, address = serving.serve(reward, "toy")
     for one in (reward, serving.load(address)):
         said: list[str] = []
-        assert starting.askable(lm, one, asked, 9, said.append) == asked[:1]
+        assert starting.askable(lm, one, asked, 9, say=said.append) == asked[:1]
         assert "p1: the reward model: this Llama-2 text has no system turn" in said[0]
     stop()

@@ -71,6 +71,8 @@ class Launch:
     """1: the reward model has the next GPU for itself, and all processes ask it; 0: each holds it beside its policy."""
     template: str = "own"
     """How the start model writes conversations."""
+    prompt_tokens: int = 0
+    """Longer prompts are left out; 0: as the window allows."""
 
     def __post_init__(self) -> None:
         if self.config not in CONFIGS:
@@ -88,6 +90,7 @@ class Launch:
         words += ["--template", self.template]
         words += ["--objective", self.recipe.objective, "--recipe", self.setting]
         words += [word for text in written(self.recipe, self.setting) for word in ("--set", text)]
+        words += ["--prompt-tokens", str(self.prompt_tokens)] if self.prompt_tokens else []
         return [*words, "--held-out", str(self.held_out)]
 
     def options(self) -> list[str]:

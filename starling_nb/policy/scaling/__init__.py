@@ -213,8 +213,8 @@ def refused(run: Run, card: Card) -> str:
 def launch(profile: str, data: Path | str, reward: Path | str, out: Path, held_out: int = 100) -> Launch:
     """The training of a profile as it would be launched; ``reward`` where the profile names none."""
     p, q = parameters(profile)
-    how = (held_out, q.config, q.ranks, q.reward_cards)
-    return Launch(data, p.reward or reward, out, p.base, Recipe.of(p), p.recipe, *how, template=p.template)
+    how = (held_out, q.config, q.ranks, q.reward_cards, p.template, p.prompt_tokens)
+    return Launch(data, p.reward or reward, out, p.base, Recipe.of(p), p.recipe, *how)
 
 
 def write_prompts(path: Path, prompts: Sequence[Any]) -> Path:
