@@ -62,6 +62,14 @@ class LM:
         """:func:`fingerprint` of the model."""
         return fingerprint(self.model)
 
+    def from_block(self, start: int) -> LM:
+        """A copy to be overwritten from block ``start`` on: those blocks and the final norm are its own, all else is
+        shared."""
+        model: Any = self.model
+        own = {id(w) for part in (*model.model.layers[start:], model.model.norm) for w in part.parameters()}
+        shared = {id(weight): weight for weight in model.parameters() if id(weight) not in own}
+        return LM(copy.deepcopy(model, shared), self.chat, self.name)
+
     def accelerator(self) -> Accelerator:
         """A fresh :class:`accelerate.Accelerator` on this model's device, in mixed precision where it is bfloat16."""
         from accelerate import Accelerator

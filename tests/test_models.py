@@ -13,6 +13,7 @@ import toy
 from starling_nb import embedded_model, files, models
 from starling_nb.blocks import trunk_states
 from starling_nb.models import ModelError
+from starling_nb.policy.hydra import Hydra
 
 GOLDEN = [504, 2644, 2643, 335, 260, 1171, 30, 2]
 """What the embedded model answers greedily, in float32; the closest runner-up is 0.77 logits behind."""
@@ -85,6 +86,20 @@ def test_a_shallow_model_is_the_first_blocks_of_the_whole(family: str) -> None:
     for wrong in (0, 4):
         with pytest.raises(ModelError, match="from 1 to 3"):
             models.shallow(lm, wrong)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_a_copy_from_a_block_owns_what_lies_above_alone(tied: bool) -> None:
+    lm = toy.lm(tied=tied)
+    before = {name: weight.clone() for name, weight in lm.model.state_dict().items()}
+    copied = lm.from_block(1)
+    for (name, weight), other in zip(lm.model.named_parameters(), copied.model.parameters(), strict=True):
+        own = name.startswith(("model.layers.1.", "model.layers.2.", "model.norm."))
+        assert (weight is other) != own
+        assert torch.equal(weight, other)
+    Hydra(toy.lm(seed=1), "last:2").top.write_into(copied.model.model)
+    assert all(torch.equal(weight, before[name]) for name, weight in lm.model.state_dict().items())
+    assert copied.fingerprint() != lm.fingerprint()
 
 
 def test_processes_that_need_the_embedded_model_at_once_convert_it_once(

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -26,7 +24,7 @@ def save(hydra: Hydra, path: Path, base: str) -> None:
 
 
 def load(lm: LM, path: Path) -> LM:
-    """A copy of ``lm`` with the tuned blocks laid over it.
+    """``lm`` with the tuned blocks laid over it; it shares the blocks below.
 
     Raises:
         StarlingError: the file is missing, is not a policy, belongs to another start model, or is not complete.
@@ -39,9 +37,9 @@ def load(lm: LM, path: Path) -> LM:
         raise StarlingError(f"{path} is not a tuned policy ({error}): run notebook 04 again") from error
     if note.get("base") != lm.name:
         raise StarlingError(f"{path} was tuned from {note.get('base')}, not {lm.name}: load that model")
-    model: Any = copy.deepcopy(lm.model)
     start = int(note["start"])
-    state = model.model.state_dict()
+    found = lm.from_block(start)
+    state = found.model.model.state_dict()
     placed = {name if name.startswith("norm.") else _shifted(name, start): value for name, value in weights.items()}
     tuned = {name for name in state if name.startswith("norm.") or _block(name) >= start}
     if placed.keys() != tuned or any(state[name].shape != value.shape for name, value in placed.items()):
@@ -49,7 +47,7 @@ def load(lm: LM, path: Path) -> LM:
     with torch.no_grad():
         for name, value in placed.items():
             state[name].copy_(value)
-    return LM(model, lm.chat, lm.name)
+    return found
 
 
 def _block(name: str) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -65,11 +64,11 @@ def run_arms(
     which its answers to the ``watched`` prompts are shown.
     """
     hydras: dict[str, Hydra] = {}
-    frames, resumed = [], 0
+    frames, resumed, first = [], 0, first_trainable(recipe.trainable, len(lm.model.model.layers))
     steps = {method: recipe.steps if method == "apa" else short_steps for method in ONLINE}
     recipes = {method: replace(recipe, objective=method, steps=n) for method, n in steps.items() if n}
     for method, own in recipes.items():
-        fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
+        fresh = lm.from_block(first)
         tuned = tuning.tune(
             fresh,
             reward,
@@ -84,7 +83,7 @@ def run_arms(
     if short_steps:
         known = {dataset.key(prompt.messages) for prompt in train}
         ranked = [c for c in of_rows(dataset.load(rows)) if c.prompt_id in known and len(set(c.ranks)) > 1]
-        fresh = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
+        fresh = lm.from_block(first)
         short = replace(recipe, steps=short_steps)
         if ranked:
             hydras["dpo"] = direct(fresh, ranked, short, checkpoints / "dpo.pt", progress.named)[0]
@@ -103,7 +102,7 @@ def after(
     lm: LM, hydra: Hydra, reward: RewardModel, prompts: Sequence[Prompt], p: Any, samples: int, method: str
 ) -> list[Rollout]:
     """A tuned policy's answers to the same prompts with the same random numbers."""
-    tuned = LM(copy.deepcopy(lm.model), lm.chat, lm.name)
+    tuned = lm.from_block(hydra.start)
     hydra.top.write_into(tuned.model.model)
     return _answers(tuned, reward, prompts, p, hydra.start, samples, f"held-out answers after {method.upper()}")
 
