@@ -50,9 +50,11 @@ Four = tuple[float, float | None, float | None, int | None]
 
 def _four(value: float | Estimate, low: float | None, high: float | None, n: int | None) -> Four:
     if not isinstance(value, Estimate):
-        return float(value), low, high, n
-    ends = [None if math.isnan(end) else end for end in (value.low, value.high)]
-    return float(value.value), ends[0], ends[1], value.n
+        value, ends = float(value), (low, high)
+    else:
+        value, ends, n = float(value.value), (value.low, value.high), value.n
+    known = [None if end is None or math.isnan(end) else end for end in ends]
+    return value, known[0], known[1], n
 
 
 class StageError(StarlingError):

@@ -24,6 +24,14 @@ def test_the_five_profiles_are_there() -> None:
     assert profiles.names() == ["gpu", "laptop", "paper", "smoke", "study"]
 
 
+@pytest.mark.parametrize("profile", profiles.names())
+def test_what_is_tuned_is_measured_on_answers_as_long(profile: str) -> None:
+    tuned, *measured = (
+        profiles.values(profile, stage)["max_new_tokens"] for stage in profiles.STAGES if stage[:2] in "040506"
+    )
+    assert all(cap >= tuned for cap in measured)
+
+
 @pytest.mark.parametrize("stage", profiles.STAGES)
 def test_every_parameter_has_a_help_and_a_type_that_notebooks_can_declare(stage: str) -> None:
     helps, kinds = profiles.helps(stage), profiles.kinds(stage)

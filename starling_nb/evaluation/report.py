@@ -266,11 +266,12 @@ def obtained(grades: TwoTurn, wins: alpaca_eval.WinRate, choice: mmlu.Comparison
     """Our three numbers in the units of the blog's table; the start model's win rate against itself is 50."""
     rise = Interval(wins.win_rate - 50, wins.low - 50, wins.high - 50, wins.n)
     before, after = 100 * choice.accuracy_before.value, 100 * choice.accuracy_after.value
-    nan = float("nan")
+    moved = choice.accuracy_change
+    change = Interval(100 * moved.value, 100 * moved.low, 100 * moved.high, moved.n)
     return {
         "mt_bench": Obtained(grades.start.value, grades.tuned.value, grades.change, judge),
         "alpaca_eval": Obtained(50.0, wins.win_rate, rise, f"{judge}, against the start model"),
-        "mmlu": Obtained(before, after, Interval(after - before, nan, nan, choice.difference.n), "log-likelihood"),
+        "mmlu": Obtained(before, after, change, "log-likelihood"),
     }
 
 

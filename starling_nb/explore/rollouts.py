@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from dataclasses import dataclass
+from os.path import commonprefix
 
 import pandas as pd
 
@@ -54,7 +55,9 @@ def pairs(
 
 def _told(lm: LM, rollout: Rollout, quality: float) -> Told:
     ids = rollout.sample.ids
-    texts = [lm.chat.decode(ids[: n + 1]) for n in range(len(ids))]
+    whole = lm.chat.decode(ids)
+    # A character of several tokens is said by the last of them; what is before reads as something else.
+    texts = [commonprefix([lm.chat.decode(ids[: n + 1]), whole]) for n in range(len(ids))]  # noqa: RUF071
     pieces = [text[len(before) :] for before, text in zip(["", *texts], texts, strict=False)]
     readings = [0.0] * len(ids) if rollout.means is None else rollout.means.tolist()
     steps = [now - last for last, now in zip([readings[0] if readings else 0.0, *readings], readings, strict=False)]

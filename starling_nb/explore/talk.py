@@ -72,6 +72,7 @@ class Talk:
             StarlingError: no words.
         """
         from starling_nb.evaluation.answering import answer
+        from starling_nb.evaluation.mt_bench import NO_ANSWER
 
         if not text.strip():
             raise StarlingError("say something: an empty message has no answer")
@@ -87,7 +88,7 @@ class Talk:
                 desc=f"{name} answers",
             ).popitem()[1]
         for name, said in found.items():
-            turn = [{"role": "user", "content": text.strip()}, {"role": "assistant", "content": said}]
+            turn = [{"role": "user", "content": text.strip()}, {"role": "assistant", "content": said or NO_ANSWER}]
             self.messages[name] += turn
         return found
 

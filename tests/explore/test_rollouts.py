@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -46,6 +47,15 @@ def test_a_token_is_coloured_by_what_it_adds_to_the_reading(lm: LM, rolled: list
     assert "&lt;bad&gt;" in text
     assert "before: quality 7.0, reward +1.50" in text
     assert f'rgba({rollouts.LOWERS}, {rollouts.STRONGEST / (2 * n - 3):.2f})" title="-1.000"' in text
+
+
+def test_a_character_of_several_tokens_is_said_by_the_last(lm: LM, rolled: list[Rollout]) -> None:
+    parts = {1: "a", 2: "a\ufffd", 3: "a\ufffd", 4: "a日", 5: "a日b"}
+    ids = rolled[0].sample.ids[:5]
+    chat = SimpleNamespace(decode=lambda ids: parts[len(ids)])
+    told = rollouts._told(replace(lm, chat=chat), replace(rolled[0], sample=replace(rolled[0].sample, ids=ids)), 1.0)  # type: ignore[arg-type]
+    assert [token for token, _ in told.tokens] == ["a", "", "", "日", "b"]
+    assert told.text == "a日b"
 
 
 def test_answers_without_readings_are_shown_plain(lm: LM, rolled: list[Rollout]) -> None:

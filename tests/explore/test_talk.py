@@ -75,6 +75,15 @@ def test_what_cannot_be_done_is_said(lm: LM) -> None:
         talk(lm).say("  ")
 
 
+def test_a_talk_goes_on_after_an_answer_without_words(lm: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = talk(lm)
+    with monkeypatch.context() as silent:
+        silent.setattr("starling_nb.evaluation.answering.answer", lambda lm, asked, **how: dict.fromkeys(asked, ""))
+        assert set(one.say("What is red?").values()) == {""}
+    assert one.say("And blue?")
+    assert one.turns == 2
+
+
 def test_a_table_of_it_holds_no_markup_but_its_own(lm: LM) -> None:
     one = talk(lm)
     one.say("<script>alert(1)</script>\nand more")

@@ -221,7 +221,7 @@ def figures(name: str, verdicts: pd.DataFrame, pairs: pd.DataFrame) -> pd.DataFr
     if official.unreadable < official.counted:
         found["accuracy_readable"] = agreement.accuracy(verdicts, pairs, ON, rule).accuracy
     found["longer_wins"] = agreement.accuracy(agreement.longer_wins(asked, ON), asked, ON).accuracy
-    if set(verdicts["first"]) == set(NAMES):
+    if official.unreadable < official.counted and set(verdicts["first"]) == set(NAMES):
         found |= order_figures(agreement.both_orders(verdicts, ON))
     table = pd.DataFrame([{"figure": figure, **vars(value)} for figure, value in found.items()])
     table.attrs |= {key: getattr(official, key) for key in ("counted", "unreadable", "unlabelled")}

@@ -64,7 +64,8 @@ def of_run(verdicts: pd.DataFrame, truth: pd.DataFrame) -> pd.DataFrame:
 
 
 def of_sets(judge: Judge, n: int, seed: int = 0) -> pd.DataFrame:
-    """The judge on ``n`` pairs, chosen by hash, of each of :data:`SETS`: on (the set) and :func:`pair_sets.figures`.
+    """The judge on ``n`` pairs (0: all), chosen by hash, of each of :data:`SETS`: on (the set) and what
+    :func:`pair_sets.figures` gives.
 
     Raises:
         EvaluationError: as :func:`pair_sets.figures`.
@@ -74,7 +75,9 @@ def of_sets(judge: Judge, n: int, seed: int = 0) -> pd.DataFrame:
     found = []
     for name in SETS:
         pairs = pair_sets.read(name)
-        some = pairs.loc[pairs["pair_id"].map(files.hash_value).sort_values(kind="stable").index[:n]].sort_index()
+        some = pairs.loc[
+            pairs["pair_id"].map(files.hash_value).sort_values(kind="stable").index[: n or None]
+        ].sort_index()
         found.append(pair_sets.figures(name, pair_sets.ask(judge, some, seed=seed), some).assign(on=name))
     table = pd.concat([one.set_index("on").reset_index() for one in found], ignore_index=True)
     table.attrs = {}

@@ -29,7 +29,7 @@ def _prefix(request: str) -> str:
 
 
 def _translation(request: str) -> str:
-    return f"Answer the following in French first, then give the same answer in English: {request}"
+    return f"Answer the following in English first, then give the same answer in French: {request}"
 
 
 def _spelling(request: str) -> str:
