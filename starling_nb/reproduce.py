@@ -57,6 +57,8 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Result:
         LockedError: another run is at work in the folder.
         StarlingError: the folder cannot be written, or its manifest is damaged.
     """
+    from starling_nb import report
+
     with lock.held(plan.out), _terminable():
         record = manifest.load(plan.out)
         record |= manifest.head(plan.profile, manifest.command_line())
@@ -68,13 +70,13 @@ def run(plan: Plan, say: Callable[[str], None] = print) -> Result:
                 _stage(plan, book, record, result, say)
                 if result.failed:
                     break
-            _settle(plan.out, record, result)
-        finally:
-            manifest.save(plan.out, record)
-        result.verdicts = _gather(plan.out, record)
-        from starling_nb import report
-
-        report.write(plan.out)
+        finally:  # also where it was interrupted: numbers and report of what is no more do not stay
+            try:
+                _settle(plan.out, record, result)
+            finally:
+                manifest.save(plan.out, record)
+            result.verdicts = _gather(plan.out, record)
+            report.write(plan.out)
     return result
 
 

@@ -49,12 +49,10 @@ Four = tuple[float, float | None, float | None, int | None]
 
 
 def _four(value: float | Estimate, low: float | None, high: float | None, n: int | None) -> Four:
-    if not isinstance(value, Estimate):
-        value, ends = float(value), (low, high)
-    else:
-        value, ends, n = float(value.value), (value.low, value.high), value.n
-    known = [None if end is None or math.isnan(end) else end for end in ends]
-    return value, known[0], known[1], n
+    if isinstance(value, Estimate):
+        return _four(value.value, value.low, value.high, value.n)
+    low, high = (None if end is None or math.isnan(end) else end for end in (low, high))
+    return float(value), low, high, n
 
 
 class StageError(StarlingError):

@@ -21,6 +21,7 @@ import tiny
 from starling_nb import files, reproduce
 from starling_nb.errors import StarlingError
 from starling_nb.reproduce import Result
+from starling_nb.runner import kernel
 from starling_nb.runner.lock import KERNEL, LOCK, LockedError
 
 FIRST = """
@@ -126,6 +127,34 @@ def test_numbers_that_stand_on_a_changed_stage_are_taken_out_until_they_are_made
     result, _ = again(settings=["00.k=25"])
     assert result.ran == ["01_second"]
     assert told() == whole
+
+
+def test_an_interrupted_run_keeps_no_numbers_of_what_it_has_swept_away(
+    again: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "c" / "out"
+
+    def interrupted(*given: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(kernel, "execute", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        again(settings=["00.k=25"])
+    assert json.loads((out / "metrics.json").read_text()) == {}
+    stages = json.loads((out / "manifest.json").read_text())["stages"]
+    assert (stages["00_first"]["status"], stages["01_second"]["status"]) == ("running", "stale")
+    assert "k is large" not in (out / "report.html").read_text()
+
+
+def test_a_report_shows_no_page_of_a_failure_that_was_mended(again: Callable[..., Any], tmp_path: Path) -> None:
+    books, out = tmp_path / "c" / "books", tmp_path / "c" / "out"
+    tiny.write(books, "00_first", "raise KeyError('k')", parameters="k: int = 10  # a number")
+    again()
+    assert "00_first.failed.html" in (out / "report.html").read_text()
+    tiny.write(books, "00_first", FIRST, parameters="k: int = 10  # a number")
+    again()
+    assert "00_first.failed.html" not in (out / "report.html").read_text()
+    assert "00_first.html" in (out / "report.html").read_text()
 
 
 def test_a_judge_s_address_with_a_password_reaches_no_file(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def execute(
         NotebookFailed: a cell raised, the kernel died, a cell took too long, or some cell was never reached.
     """
     part, done, failed = (folder / f"{book.name}{end}.ipynb" for end in (".part", "", ".failed"))
-    for old in (part, done, failed):
+    for old in (part, done, failed, done.with_suffix(".html"), failed.with_suffix(".html")):
         old.unlink(missing_ok=True)
     folder.mkdir(parents=True, exist_ok=True)
     processes: list[subprocess.Popen[bytes]] = []

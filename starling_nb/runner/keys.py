@@ -151,6 +151,8 @@ def components(
     ]
     if planned := parameters.get("planned"):  # such a stage shows what other profiles say
         beside += [path for name in ("laptop", *planned) if (path := package / "profiles" / f"{name}.toml").exists()]
+    named = {n: resolve(parameters[n]) for n in ("base", "reward") if parameters.get(n)}
+    models = {name: _as_it_lies(path) for name, path in named.items() if path.is_dir()}
     real = {n: existing(n, value) for n, value in parameters.items() if n.startswith(("real_", "recorded_")) and value}
     return {
         "code": files.hash_value(list(book.code)),
@@ -161,7 +163,14 @@ def components(
         "inputs": dict(sorted(inputs.items())),
         "data": data,
         "versions": versions(),
+        **({"models": models} if models else {}),
     }
+
+
+def _as_it_lies(folder: Path) -> str:
+    """One hash of names, sizes and times of a model's files: to read gigabytes before every run would take too long."""
+    found = {path: path.stat() for path in sorted(folder.rglob("*")) if path.is_file()}
+    return files.hash_value([[str(path.relative_to(folder)), s.st_size, s.st_mtime_ns] for path, s in found.items()])
 
 
 def resolve(text: str) -> Path:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,20 @@ def test_real_data_counts_by_content(package: Path, tmp_path: Path) -> None:
     assert keys.differences(before, after) == ["real_logs changed"]
     with pytest.raises(ParameterError, match="no such file"):
         parts(package, tmp_path, real_logs=str(tmp_path / "gone"))
+
+
+@pytest.mark.parametrize("name", ["base", "reward"])
+def test_a_model_s_folder_counts_by_its_files(package: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "model").mkdir()
+    weights = tmp_path / "model" / "model.safetensors"
+    weights.write_text("1")
+    values = {name: str(tmp_path / "model")}
+    before = parts(package, tmp_path, **values)
+    assert keys.differences(before, parts(package, tmp_path, **values)) == []
+    weights.write_text("2")
+    os.utime(weights, ns=(0, 0))
+    assert keys.differences(before, parts(package, tmp_path, **values)) == [f"{name} changed"]
+    assert "models" not in parts(package, tmp_path, **{name: "hub/model"})
 
 
 def test_a_cell_that_is_not_python_is_named(package: Path, tmp_path: Path) -> None:
