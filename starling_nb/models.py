@@ -22,6 +22,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging as hf_logging
 
 from starling_nb import embedded_model, files
+from starling_nb.blocks import trunk_states
 from starling_nb.chat import ChatFormat
 from starling_nb.embedded_model import EMBEDDED
 from starling_nb.errors import ModelError
@@ -138,7 +139,8 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
         threads: torch threads on the CPU; results are bit-identical only for equal thread counts.
 
     Raises:
-        ModelError: unknown dtype, or the model is in none of these places; the message names the next step.
+        ModelError: unknown dtype, the model is in none of these places, or it is of another build than Llama, Mistral
+            and Qwen; the message names the next step.
     """
     if dtype not in ("auto", "float32", "bfloat16"):
         raise ModelError(f"unknown dtype {dtype!r}: choose auto, float32 or bfloat16")
@@ -156,7 +158,26 @@ def load(name: str = EMBEDDED, *, dtype: str = "auto", template: str = "own", th
             "and huggingface.co can be reached."
         ) from error
     model = model.to(device())
+    _built_plainly(model, name)
     return LM(model.eval().requires_grad_(False), ChatFormat(tokenizer, template), name)
+
+
+@torch.inference_mode()
+def _built_plainly(model: Any, name: str) -> None:
+    """Refuse a model whose logits are not what its blocks, one after the other, and its head's weights make of a text:
+    one that scales or caps them somewhere would be sampled from and read wrongly, without a word."""
+    ids = torch.arange(4, device=model.device)[None]
+    try:
+        hidden = trunk_states(model.model, ids, ids, None, len(model.model.layers))
+        ours = (model.model.norm(hidden) @ model.lm_head.weight.T).float()
+    except (AttributeError, TypeError) as error:
+        raise ModelError(f"the model {name!r} is built otherwise than Llama, Mistral and Qwen ({error})") from error
+    theirs = model(input_ids=ids).logits.float()
+    if model.lm_head.bias is not None or (ours - theirs).abs().max() > 0.05 * theirs.abs().max():
+        raise ModelError(
+            f"the model {name!r} ({model.config.model_type}) scales, caps or shifts its logits: choose one that is "
+            "built as Llama, Mistral or Qwen"
+        )
 
 
 def read_tokenizer(source: str | Path) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, GPT2Config, GraniteConfig, PhiConfig
 
 import toy
 from starling_nb import embedded_model, files, models
@@ -86,6 +88,19 @@ def test_a_shallow_model_is_the_first_blocks_of_the_whole(family: str) -> None:
     for wrong in (0, 4):
         with pytest.raises(ModelError, match="from 1 to 3"):
             models.shallow(lm, wrong)
+
+
+@pytest.mark.parametrize("family", [PhiConfig, GraniteConfig, GPT2Config])
+def test_a_model_that_would_be_read_wrongly_is_refused(family: Any, tmp_path: Path) -> None:
+    lm, sizes = toy.lm(), {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    more = {"logits_scaling": 8.0, "num_key_value_heads": 2} if family is GraniteConfig else {}
+    config = family(
+        vocab_size=lm.model.config.vocab_size, **sizes, **more, bos_token_id=1, eos_token_id=2, pad_token_id=0
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    lm.chat.tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ModelError, match=r"built (otherwise than|as) Llama, Mistral"):
+        models.load(str(tmp_path))
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -29,7 +29,7 @@ _FOLDER: ContextVar[Path | None] = ContextVar("folder of kept answers", default=
 def kept(folder: Path) -> Iterator[None]:
     """Within, answers are written below ``folder``, :data:`ROUNDS` batches at a time, and what is there is read.
 
-    They are told apart by the model's weights, the conversations as tokens, and all else that decides what is sampled.
+    Each is told apart by the model's weights, its conversation as tokens, and all else that decides what is sampled.
     """
     token = _FOLDER.set(folder)
     try:
@@ -76,14 +76,15 @@ def answer(
     folder = _FOLDER.get()
     if folder is None:
         return _sampled(lm, asked, batch, desc, how)
-    said: dict[str, str] = {}
-    for first in range(0, len(asked), ROUNDS * batch):
-        part = asked[first : first + ROUNDS * batch]
-        path = folder / f"{files.hash_value([lm.fingerprint(), part, how])}.json"
-        if not path.exists():
-            files.write_json(path, _sampled(lm, part, batch, desc, how))
-        said |= files.read_json(path)
-    return said
+    path = folder / f"{files.hash_value([lm.fingerprint(), how])}.json"
+    said: dict[str, str] = files.read_json(path) if path.exists() else {}
+    named = {one[0]: files.hash_value(one) for one in asked}
+    missing = [one for one in asked if named[one[0]] not in said]
+    for first in range(0, len(missing), ROUNDS * batch):
+        found = _sampled(lm, missing[first : first + ROUNDS * batch], batch, desc, how)
+        said |= {named[id]: text for id, text in found.items()}
+        files.write_json(path, said)
+    return {id: said[name] for id, name in named.items()}
 
 
 def _sampled(lm: LM, asked: Sequence[Asked], batch: int, desc: str, how: Mapping[str, Any]) -> dict[str, str]:

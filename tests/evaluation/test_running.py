@@ -14,6 +14,7 @@ import torch
 from evaluation import small
 from typer.testing import CliRunner
 
+import toy
 from starling_nb import files
 from starling_nb.cli import app
 from starling_nb.evaluation import EvaluationError, alpaca_eval, answering, mmlu, mt_bench, running
@@ -170,6 +171,29 @@ class Sevens:
         self.silent -= len(late)
         graded = requests[len(late) :]
         return late + [Outcome(one.id, one.parse("Good. [[7]]"), None, "Good. [[7]]", {}, False) for one in graded]
+
+
+def test_a_kept_answer_stays_when_more_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    sampled = answering._sampled
+
+    def counted(lm: Any, part: Any, *how: Any) -> dict[str, str]:
+        asked.extend(id for id, *_ in part)
+        return sampled(lm, part, *how)
+
+    monkeypatch.setattr(answering, "_sampled", counted)
+    lm, talks = toy.lm(), {text: toy.user(text) for text in toy.QUESTIONS}
+    few = dict(list(talks.items())[:4])
+    how: dict[str, Any] = {"max_new_tokens": 6}
+    with answering.kept(tmp_path):
+        first = answering.answer(lm, few, **how)
+        whole = answering.answer(lm, talks, **how)
+        answering.answer(lm, few | {"why?": toy.user("why not?")}, **how)
+        answering.answer(lm, few, **how | {"seed": 1})
+    assert asked == [*talks, "why?", *few]
+    assert whole == answering.answer(lm, talks, **how)
+    assert list(whole) == list(talks)
+    assert first == {name: whole[name] for name in few}
 
 
 def test_a_benchmark_with_unanswered_requests_is_told_of_and_asked_again(folder: Path, tmp_path: Path) -> None:
