@@ -75,8 +75,9 @@ def score(
 
     loaded = RewardModel.from_pretrained(model)
     if benchmark is None:
-        done, cut = running.score(loaded, Path(source), out)
-        typer.echo(f"{out}: {done} scores; prompts cut to the model's window: {cut}")
+        found = running.score(loaded, Path(source), out)
+        left = f"; left without one, with the reason: {found.refused}" if found.refused else ""
+        typer.echo(f"{out}: {found.scored} scores; prompts cut to the model's window: {found.cut}{left}")
         return
     found = benchmarks.evaluate(benchmark, source, partial(loaded.score, truncate=True), label=model, path=out)
     typer.echo(f"{found.to_string(index=False)}\n{out}")

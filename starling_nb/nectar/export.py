@@ -9,7 +9,7 @@ import itertools
 import shutil
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,18 +42,20 @@ REMEDY = "make the data set first (notebook 01), or mend the path"
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written: rows read, pairs written, pairs left out because their two answers are the same text."""
+    """What was written: rows read, pairs written; and pairs left out whose answers are the same text, or tie."""
 
     rows: int
     pairs: int
     equal: int
+    tied: int = 0
 
 
 def preferences(source: Path, target: Path, pairs: str = "all") -> Exported:
     """Write the preference pairs of a Nectar file to another parquet file, atomically.
 
     ``prompt`` holds the conversation up to the user's last turn, ``chosen`` and ``rejected`` one assistant message
-    each. A score is the share of the row's other answers that an answer beats, ``(K - rank) / (K - 1)``, from 0 to 1.
+    each. A score is the share of the row's other answers that an answer beats, from 0 to 1; without ties
+    ``(K - rank) / (K - 1)``.
 
     Args:
         source: a parquet file of Nectar rows.
@@ -68,7 +70,7 @@ def preferences(source: Path, target: Path, pairs: str = "all") -> Exported:
     seen: Counter[str] = Counter()
     rows = tables.read(source, SCHEMA.names, REMEDY)
     written = tables.write(_preferences(rows, pairs, seen), target, PREFERENCES)
-    return Exported(seen["rows"], written, seen["equal"])
+    return Exported(seen["rows"], written, seen["equal"], seen["tied"])
 
 
 def _preferences(rows: Iterator[dict[str, Any]], pairs: str, seen: Counter[str]) -> Iterator[dict[str, Any]]:
@@ -78,11 +80,11 @@ def _preferences(rows: Iterator[dict[str, Any]], pairs: str, seen: Counter[str])
         shared = {"prompt": messages, "prompt_id": key(messages)}
         shared |= {"source": row["source"], "good_natured": row["good_natured"]}
         for better, worse in _chosen_pairs(sorted(row["answers"], key=lambda answer: answer["rank"]), pairs):
-            if better["answer"] == worse["answer"]:
-                seen["equal"] += 1
+            if better["answer"] == worse["answer"] or better["rank"] == worse["rank"]:
+                seen["equal" if better["answer"] == worse["answer"] else "tied"] += 1
                 continue
-            k = len(row["answers"])
-            yield shared | _side("chosen", better, k) | _side("rejected", worse, k)
+            ranks = [answer["rank"] for answer in row["answers"]]
+            yield shared | _side("chosen", better, ranks) | _side("rejected", worse, ranks)
 
 
 def _chosen_pairs(answers: list[dict[str, Any]], pairs: str) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
@@ -92,10 +94,10 @@ def _chosen_pairs(answers: list[dict[str, Any]], pairs: str) -> Iterator[tuple[d
     return itertools.pairwise(answers) if pairs == "adjacent" else itertools.combinations(answers, 2)
 
 
-def _side(name: str, answer: Mapping[str, Any], k: int) -> dict[str, Any]:
+def _side(name: str, answer: Mapping[str, Any], ranks: Sequence[float]) -> dict[str, Any]:
     return {
         name: [{"role": "assistant", "content": answer["answer"]}],
-        f"score_{name}": (k - answer["rank"]) / (k - 1),
+        f"score_{name}": sum(rank > answer["rank"] for rank in ranks) / (len(ranks) - 1),
         f"rank_{name}": answer["rank"],
         f"model_{name}": answer["model"],
     }

@@ -136,7 +136,12 @@ _SEPARATOR = re.compile("[,>]")
 _MARKS = " \t\r.;!*_`"  # what may stand around a list on a labelled line
 _ITEM = re.compile(r"""[\s"'`*‘’“”]*(?:(?:Answer|Model|Assistant)\s+)?([A-Z])[\s"'`*‘’“”]*""")
 _SYMBOL = re.compile(r"\W*[^\W_]\W*")
-_NATURE = re.compile(r"(\bnot[\s-]+(?:an?[\s-]+)?|n['’]t[\s-]+(?:an?[\s-]+)?)?\bgood[\s-]natured", re.IGNORECASE)
+_NATURE = re.compile(
+    r"(?P<not>\bnot[\s-]+(?:an?[\s-]+)?|n['’]t[\s-]+(?:an?[\s-]+)?)?\bgood[\s-]natured\b"
+    r"[\s\"'*_:?]{0,9}(?P<said>\b(?:yes|true|no|false)\b)?",
+    re.IGNORECASE,
+)
+_DOUBT = re.compile(r"\b(?:not|neither|nor|never|hardly|barely|less|isn['’]t)\b[^\n.;:?!]*$", re.IGNORECASE)
 _SORRY = re.compile(
     r"\b(?:sorry|apologi[sz]e|unable to|(?:can|could|will|would|do|must)\s*(?:not|n?['’]t)\s+"
     r"(?:help|assist|rank|compare|judge|comply|provide|do))\b",
@@ -218,9 +223,12 @@ def _nothing(reply: str, k: int) -> RankingError:
 
 
 def _good_natured(reply: str) -> bool | None:
-    """What the reply first says of the conversation."""
+    """What the reply first says of the conversation; None where it says it in a way of its own."""
     match = _NATURE.search(reply)
-    return None if match is None else match[1] is None
+    if match is None or (match["not"] is None and _DOUBT.search(reply[: match.start()][-80:])):
+        return None  # "not entirely good-natured", "neither good-natured nor harmful": no guess
+    said = (match["said"] or "yes").lower() in ("yes", "true")
+    return said if match["not"] is None else not said
 
 
 def _pairs(reply: str, k: int) -> list[PairWinner]:

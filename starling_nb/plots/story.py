@@ -37,7 +37,7 @@ def story(metrics: Mapping[str, Mapping[str, Any]], judge: str) -> Figure:
     accuracy.xaxis.set_major_formatter(PercentFormatter(1, decimals=0))
     if ceiling := metrics.get("03.ceiling.pairwise_accuracy"):
         accuracy.axvline(ceiling["value"], color=MUTED, linestyle="--", linewidth=1.2)
-        accuracy.annotate("as far as the labels agree", (ceiling["value"], 3.4), ha="right", fontsize=8, color=INK)
+        accuracy.annotate("as far as one ranking allows", (ceiling["value"], 3.4), ha="right", fontsize=8, color=INK)
     _dots(quality, _table(metrics, "04.{}.rubric", METHODS))
     quality.axvline(0, color=MUTED, linestyle="--", linewidth=1.2)
     quality.set_title("The policy: change from the start,\nrubric of 1 to 10")

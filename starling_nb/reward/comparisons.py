@@ -195,18 +195,25 @@ def by_split(comparisons: Sequence[Comparison], held_out: Sequence[str] = ()) ->
 
 
 def read(
-    path: Path, form: ChatFormat, held_out: Sequence[str] = (), limit: int = 2048, first: int | None = None
+    path: Path,
+    form: ChatFormat,
+    held_out: Sequence[str] = (),
+    limit: int = 2048,
+    first: int | None = None,
+    needed: Sequence[str] = ("train", "test"),
 ) -> tuple[dict[str, list[Comparison]], dict[str, int]]:
     """The usable comparisons of a file by split, and what was left out by reason.
 
     Raises:
-        ComparisonError: as :func:`load` and :func:`usable`, or nothing is left to train or to test on.
+        ComparisonError: as :func:`load` and :func:`usable`, or nothing is left in one of the ``needed`` splits.
     """
     every, dropped = usable(load(path, first), form, limit)
     parts = by_split(every, held_out)
-    for name in ("train", "test"):
+    for name in needed:
         if not parts[name]:
-            raise ComparisonError(f"{path} leaves no comparison to {name} on: give more prompts, or hold out fewer")
+            raise ComparisonError(
+                f"{path} leaves no comparison in the {name} split: give more prompts, or hold out fewer"
+            )
     return parts, dropped
 
 

@@ -72,7 +72,8 @@ def read(lm: LM, prepared: Sequence[Prepared], readout: str, trainable: str = "h
     found: dict[int, Tensor] = {}
     for group in rows([len(item.packed.ids) for item in prepared], row_tokens):
         row = together([prepared[i].packed for i in group])
-        states = torch.cat([prepared[i].states for i in group])[None].to(lm.device, lm.dtype)
+        states = torch.cat([prepared[i].states for i in group])[None].to(lm.device)
+        states = states.to(lm.dtype) if states.is_floating_point() else decoder.embed_tokens(states)
         states = run_blocks(decoder, states, row.positions[None].to(lm.device), row.layout, start, blocks)
         seen = row.readout(readout) @ decoder.norm(states)[0].float().cpu()
         found |= zip(group, seen.split(row.layout.counts), strict=True)

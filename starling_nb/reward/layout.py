@@ -169,6 +169,16 @@ def read_tokenizer(folder: Path, given: str | Path | None = None, usual: str | N
         ) from error
 
 
+def check_family(config: Any, name: str | Path) -> None:
+    """Refuse a decoder that would not be run as it is meant.
+
+    Raises:
+        RewardError: it is of none of :data:`FAMILIES`.
+    """
+    if config.model_type not in FAMILIES:
+        raise RewardError(f"{name}: {config.model_type} cannot be read, only {', '.join(FAMILIES)}")
+
+
 def load(folder: Path, dtype: torch.dtype, device: str) -> tuple[Any, Tensor]:
     """The decoder of a folder, in ``dtype``, and its score head, float32 ``[1, width]``; both on ``device``.
 
@@ -177,8 +187,7 @@ def load(folder: Path, dtype: torch.dtype, device: str) -> tuple[Any, Tensor]:
             a file that cannot be read, or a config of something that is no decoder.
     """
     config = read_config(folder)
-    if config.model_type not in FAMILIES:
-        raise RewardError(f"{folder}: {config.model_type} cannot be read, only {', '.join(FAMILIES)}")
+    check_family(config, folder)
     found = _by_name(weight_files(folder))
     with torch.device("meta"):
         decoder: Any = AutoModel.from_config(config, dtype=dtype, attn_implementation="sdpa")

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from starling_nb import files, models
 from starling_nb.blocks import run_blocks
-from starling_nb.chat import ChatFormat, Encoded, Message
+from starling_nb.chat import ChatError, ChatFormat, Encoded, Message
 from starling_nb.reward.layout import RELEASED, RELEASED_TOKENIZER, RewardError, find, load, read_tokenizer
 from starling_nb.reward.packing import READOUTS
 from starling_nb.reward.reading import COLUMN, PUBLISHED, Values, batches, cut, padded
@@ -201,7 +201,13 @@ class RewardModel(nn.Module):
     def _encoded(self, conversations: Sequence[Sequence[Message]]) -> list[Encoded]:
         if any(not c or c[-1]["role"] != "assistant" for c in conversations):
             raise RewardError("a scored conversation must end with an assistant message")
-        return [self.chat.encode(c[:-1], c[-1]["content"]) for c in conversations]
+        found = []
+        for i, c in enumerate(conversations):
+            try:
+                found.append(self.chat.encode(c[:-1], c[-1]["content"]))
+            except ChatError as error:
+                raise RewardError(f"conversation {i}: {error}") from error
+        return found
 
     def _fitting(self, encoded: list[Encoded], limit: int, truncate: bool) -> list[Encoded]:
         """All within ``limit`` tokens, or an error; what is read at the last column is cut there, later."""

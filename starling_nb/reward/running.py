@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 from accelerate import PartialState
 
 from starling_nb import files, models
-from starling_nb.chat import Message
+from starling_nb.chat import ChatError, Message
 from starling_nb.errors import StarlingError
 from starling_nb.reward import card, scoreboard, scoring
 from starling_nb.reward import comparisons as ranked
@@ -108,12 +108,21 @@ def run(plan: Plan, named: Named) -> Trained | None:
     return Trained(plan.out / "model", board, dropped, sizes, cut, warnings)
 
 
-def score(model: RewardModel, source: Path, out: Path) -> tuple[int, int]:
-    """Score a file and write one JSON line an answer; returns how many, and how many prompts were cut to fit.
+class Scored(NamedTuple):
+    """How many answers were scored, how many of their prompts were cut to fit, how many could not be encoded."""
+
+    scored: int
+    cut: int
+    refused: int
+
+
+def score(model: RewardModel, source: Path, out: Path) -> Scored:
+    """Score a file and write one JSON line an answer.
 
     ``source`` holds rankings in Nectar's schema (``.parquet``, ``.jsonl``, ``.jsonl.gz``), or JSON lines with a
     conversation each: ``{"messages": [{"role": …, "content": …}, …]}``, ending with the assistant. The lines written
-    are ``prompt_id, model, answer, score`` in the first case, and the given line with its ``score`` in the second.
+    are ``prompt_id, model, answer, score`` in the first case, and the given line with its ``score`` in the second;
+    a score is null, with an ``error``, where a text holds a control token, say.
 
     Raises:
         StarlingError: neither of these, or as :meth:`RewardModel.score`.
@@ -125,9 +134,23 @@ def score(model: RewardModel, source: Path, out: Path) -> tuple[int, int]:
     else:
         pairs = list(_answers(ranked.load(source)))
         told, texts = [one for one, _ in pairs], [text for _, text in pairs]
-    scores = model.score(texts, truncate=True)
-    files.write_jsonl(out, [one | {"score": value} for one, value in zip(told, scores, strict=True)])
-    return len(scores), model.truncated
+    faults = [_fault(model, text) for text in texts]
+    scores = iter(model.score([text for text, fault in zip(texts, faults, strict=True) if not fault], truncate=True))
+    told = [
+        one | ({"score": None, "error": fault} if fault else {"score": next(scores)})
+        for one, fault in zip(told, faults, strict=True)
+    ]
+    files.write_jsonl(out, told)
+    return Scored(sum(not fault for fault in faults), model.truncated, sum(map(bool, faults)))
+
+
+def _fault(model: RewardModel, conversation: Sequence[Message]) -> str:
+    """Why a conversation cannot be written in the model's chat format; empty where it can."""
+    try:
+        model.chat.encode(conversation[:-1], conversation[-1]["content"])
+    except ChatError as error:
+        return str(error)
+    return ""
 
 
 def _answers(every: Sequence[Comparison]) -> Iterator[tuple[dict[str, Any], list[Message]]]:
@@ -141,8 +164,11 @@ def _answers(every: Sequence[Comparison]) -> Iterator[tuple[dict[str, Any], list
 def _conversation(messages: Any, line: int) -> list[Message]:
     """Messages of a line, checked."""
     fine = isinstance(messages, list) and all(
-        isinstance(one, Mapping) and {"role", "content"} <= one.keys() for one in messages
+        isinstance(one, Mapping) and isinstance(one.get("role"), str) and isinstance(one.get("content"), str)
+        for one in messages
     )
     if not fine or not messages or messages[-1]["role"] != "assistant":
-        raise StarlingError(f"line {line}: messages must be role and content each, the last one the assistant's")
-    return [{"role": str(one["role"]), "content": str(one["content"])} for one in messages]
+        raise StarlingError(
+            f"line {line}: messages must be role and content each, both text, the last one the assistant's"
+        )
+    return [{"role": one["role"], "content": one["content"]} for one in messages]

@@ -68,8 +68,9 @@ def table(
         test: ranked comparisons.
         scores: of each method, one list a comparison. The longest-answer baseline is added if it is not there.
         held_out: responders that training never saw.
-        ceiling: accuracy on all pairs that the labels allow, see :class:`starling_nb.reward.calibration.Ceiling`;
-            unknown, its row says that it lies between 0.5 and 1, with n = 0.
+        ceiling: accuracy on all pairs that one ranking of the judge allows (merged ones allow more), see
+            :class:`starling_nb.reward.calibration.Ceiling`; unknown, its row says that it lies between 0.5 and 1, with
+            n = 0.
 
     Raises:
         MetricError: as :func:`metrics.evaluate`.

@@ -18,6 +18,7 @@ from starling_nb.blocks import Top, Trainable, trunk_states
 from starling_nb.chat import ChatFormat
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
+from starling_nb.reward import layout
 from starling_nb.reward.comparisons import Comparison
 from starling_nb.reward.model import RewardModel
 from starling_nb.reward.packing import Packed, pack, rows, together
@@ -46,7 +47,8 @@ class Scorer(nn.Module):
         """
         device = self.v_head.weight.device
         states = self.top(hidden.to(device)[None], packed.positions.to(device)[None], packed.layout)[0].float()
-        scores: Tensor = self.v_head(packed.readout(self.readout).to(device) @ states)[:, 0]
+        with torch.autocast(device.type, enabled=False):  # a score of 16 bits ties with its neighbours
+            scores: Tensor = self.v_head(packed.readout(self.readout).to(device) @ states)[:, 0]
         return scores
 
 
@@ -54,10 +56,12 @@ def fresh(lm: LM, trainable: str, readout: str, checkpointing: bool = False) -> 
     """An untrained scorer on a language model's top: every score is 0.
 
     Raises:
-        StarlingError: the language model writes a class of answers into its prompts.
+        StarlingError: the language model writes a class of answers into its prompts, or is of a family that no reward
+            model is read from.
     """
     if not ChatFormat(lm.chat.tokenizer, lm.chat.template).writes_like(lm.chat):
         raise StarlingError("a reward model reads conversations without a class: train it on lm.chat.conditioned('')")
+    layout.check_family(lm.model.config, lm.name)
     decoder: Any = lm.model.model
     part = Trainable.parse(trainable, len(decoder.layers))
     return Scorer(Top(decoder, part, checkpointing), readout).to(lm.device)
@@ -90,7 +94,11 @@ def prepare(
         report: called with (comparisons done, comparisons, {"tokens": of the last row}).
         limit: positions a prompt with an answer may take; see :func:`starling_nb.reward.packing.pack`.
         row_tokens: comparisons share rows of so many tokens.
+
+    Raises:
+        RewardError: the backbone is of a family that no reward model is read from.
     """
+    layout.check_family(lm.model.config, lm.name)
     packs = [pack(lm.chat, one.messages, one.answers, limit) for one in comparisons]
     ranks = [torch.tensor(one.ranks, dtype=torch.float64) for one in comparisons]
     decoder: Any = lm.model.model

@@ -200,7 +200,10 @@ class _Handler(BaseHTTPRequestHandler):
             raise ValueError(f"a body of {size} bytes: send 1 to {LARGEST_BODY}")
         body = json.loads(self.rfile.read(size))
         name = "prompts" if "prompts" in body else "conversations"
-        return name, [[{"role": str(m["role"]), "content": str(m["content"])} for m in one] for one in body[name]]
+        found = [[{"role": m["role"], "content": m["content"]} for m in one] for one in body[name]]
+        if not all(isinstance(text, str) for one in found for m in one for text in m.values()):
+            raise ValueError("role and content of every message must be text")
+        return name, found
 
     def _send(self, status: int, content: object) -> None:
         body = json.dumps(content).encode()

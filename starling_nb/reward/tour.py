@@ -41,7 +41,7 @@ def packing_check(lm: LM, comparison: Comparison, readout: str = "last_token") -
     model = RewardModel(transformer, lm.chat, head, readout)
     one = pack(lm.chat, comparison.messages, comparison.answers)
     states = trunk_states(transformer, one.ids[None], one.positions[None], one.layout, len(transformer.layers))
-    packed = model.v_head(one.readout(readout) @ transformer.norm(states)[0])[:, 0].tolist()
+    packed = model.v_head(one.readout(readout).to(states.device) @ transformer.norm(states)[0])[:, 0].tolist()
     conversations = [[*comparison.messages, {"role": "assistant", "content": answer}] for answer in comparison.answers]
     return packed, model.score(conversations)
 
@@ -73,7 +73,10 @@ def labellings(comparisons: Sequence[Comparison], rankings: pd.DataFrame) -> lis
 
 
 def ceiling(comparisons: Sequence[Comparison], rankings: pd.DataFrame) -> Ceiling | None:
-    """What the judge's noise leaves a reward model to reach on one of its rankings; None if it ranked only once."""
+    """What the judge's noise leaves a reward model to reach on *one* of its rankings; None if it ranked only once.
+
+    Labels that are merged from several rankings hold less noise, and more can be reached on them.
+    """
     try:
         return calibration.ceiling(calibration.self_agreement(labellings(comparisons, rankings)))
     except MetricError:

@@ -87,6 +87,19 @@ def test_pairs_of_equal_texts_are_counted_and_left_out(tmp_path: Path) -> None:
     assert found == export.Exported(rows=2, pairs=11, equal=1)
 
 
+def test_ties_are_no_preferences(tmp_path: Path) -> None:
+    tied = row(0)
+    tied["answers"] = [
+        answer | {"rank": rank} for answer, rank in zip(tied["answers"], (1.0, 2.0, 2.0, 9.0), strict=True)
+    ]
+    pq.write_table(pa.Table.from_pylist([tied], schema=schema.SCHEMA), tmp_path / "nectar.parquet")
+    found = export.preferences(tmp_path / "nectar.parquet", tmp_path / "pairs.parquet")
+    assert found == export.Exported(rows=1, pairs=5, equal=0, tied=1)
+    made = pq.read_table(tmp_path / "pairs.parquet").to_pylist()
+    assert {(one["rank_chosen"], one["score_chosen"]) for one in made} == {(1.0, 1.0), (2.0, 1 / 3)}
+    assert {one["score_rejected"] for one in made} == {1 / 3, 0.0}
+
+
 def test_trl_s_loader_sees_the_conversational_format(run: Path, tmp_path: Path) -> None:
     import datasets
 

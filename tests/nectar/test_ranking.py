@@ -234,6 +234,11 @@ def test_replies_that_judges_write(reply: str, expected: list[int] | type[Except
         ("This is not a good natured conversation.", False),
         ("This isn't a good-natured conversation.", False),
         ("Conversation: not good-natured", False),
+        ("Good-natured: no", False),
+        ("Is the conversation good-natured? No.", False),
+        ("**Good-natured:** yes", True),
+        ("Conversation: not entirely good-natured", None),
+        ("It is neither good-natured nor harmful.", None),
         ("", None),
     ],
 )

@@ -257,6 +257,29 @@ def test_paid_responders_share_the_dollars_that_the_environment_allows(
     assert found == [25.0, 25.0, None]
 
 
+def test_responders_that_ask_one_model_alike_draw_for_themselves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, found = Endless(), []
+
+    def begun(prompts: Any, responders: Sequence[Any], *rest: Any, **named: Any) -> Any:
+        for one in responders:
+            one.answer(asks(1), 5, print)
+        found.extend(one.twin for one in responders)
+        raise KeyboardInterrupt
+
+    stop, url = serve(backend)
+    monkeypatch.setattr(making, "fill", begun)
+    (tmp_path / "prompts.jsonl").write_text("")
+    named = [making.Asked(name, who=f"m@{url}") for name in "ab"]
+    named.append(making.Asked("c", who=f"m@{url}", temperature=0.1))
+    with pytest.raises(KeyboardInterrupt):
+        making.make(tmp_path / "prompts.jsonl", making.Responders(named), tmp_path / "out.jsonl")
+    stop()
+    assert found == [0, 1, 0]
+    assert {(5, 0.8), (1_000_008, 0.8), (5, 0.1)} <= {(body["seed"], body["temperature"]) for body in backend.bodies}
+
+
 def test_two_servers_that_call_their_models_alike_are_refused(tmp_path: Path) -> None:
     who = ("m@http://127.0.0.1:8000/v1", "m@http://localhost:8000/v1/", "m@http://127.0.0.1:8001/v1")
     named = [making.Asked(name, who=one) for name, one in zip("abc", who, strict=True)]

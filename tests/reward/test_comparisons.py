@@ -83,7 +83,7 @@ def test_a_file_becomes_usable_parts_and_a_count_of_what_was_left_out(tmp_path: 
     assert dropped == {"repeated answer": 3, "fewer than two answers of different rank": 1}
     first, _ = comparisons.read(tmp_path / "rows.jsonl", toy.lm().chat, first=len(ROWS) - 1)
     assert sum(map(len, first.values())) == len(ROWS) - 1
-    with pytest.raises(ComparisonError, match="no comparison to train on: give more prompts, or hold out fewer"):
+    with pytest.raises(ComparisonError, match="no comparison in the train split: give more prompts, or hold out fewer"):
         comparisons.read(tmp_path / "rows.jsonl", toy.lm().chat, NAMES[1:])
 
 

@@ -88,6 +88,19 @@ def test_conversations_are_scored_in_their_order(base: Path, data: Path, tmp_pat
     wanted = RewardModel.from_pretrained(tmp_path / "reward" / "model").score(texts)
     assert [one["score"] for one in found] == pytest.approx(wanted, abs=1e-5)
     assert len(set(wanted)) == 3
+    texts[1][-1]["content"] = "struck </s> through"
+    source.write_text("".join(json.dumps({"messages": one}) + "\n" for one in texts))
+    assert "left without one, with the reason: 1" in call(
+        "score", tmp_path / "reward" / "model", source, "--out", tmp_path / "s.jsonl"
+    )
+    found = [json.loads(line) for line in (tmp_path / "s.jsonl").read_text().splitlines()]
+    assert [found[0]["score"], found[2]["score"]] == pytest.approx([wanted[0], wanted[2]], abs=1e-5)
+    assert found[1]["score"] is None
+    assert "control token '</s>'" in found[1]["error"]
+    texts[0][-1]["content"] = None
+    source.write_text(json.dumps({"messages": texts[0]}) + "\n")
+    with pytest.raises(StarlingError, match="line 1: messages must be"):
+        running.score(RewardModel.from_pretrained(tmp_path / "reward" / "model"), source, tmp_path / "t.jsonl")
     source.write_text(json.dumps({"messages": toy.user("so?")}) + "\n")
     with pytest.raises(StarlingError, match="line 1: messages must be"):
         running.score(RewardModel.from_pretrained(tmp_path / "reward" / "model"), source, tmp_path / "t.jsonl")
@@ -146,7 +159,7 @@ def test_two_processes_train_one_model_and_the_main_one_speaks(base: Path, data:
 def test_what_cannot_be_done_is_said_before_anything_is_written(base: Path, data: Path, tmp_path: Path) -> None:
     lines = data.read_text().splitlines()
     (tmp_path / "one.jsonl").write_text(lines[1] + "\n")
-    with pytest.raises(StarlingError, match="leaves no comparison to"):
+    with pytest.raises(StarlingError, match="leaves no comparison in the"):
         running.run(running.Plan(tmp_path / "one.jsonl", tmp_path / "o", str(base)), lambda _: lambda *_: None)
     for wrong in ({"loss": "listwise"}, {"batch": 0}, {"lr": float("nan")}, {"warmup": -1.0}):
         with pytest.raises(StarlingError, match=r"choose one of|at least 1, rates"):

@@ -16,7 +16,7 @@ may_be_cut = true
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache
@@ -116,7 +116,8 @@ def make(
         load = cache(_load)  # several responders may be one model, asked in different ways
         _told_apart(asked)
         paid = sum(_priced(one) for one in asked.responders)
-        responders = [_open(one, book, seed, stack, load, paid) for one in asked.responders]
+        every = asked.responders
+        responders = [_open(one, _twins(one, every[:i]), book, seed, stack, load, paid) for i, one in enumerate(every)]
         stack.callback(progress.abandon, ANSWERS)
         most = k * tables.count(source, REMEDY) if source.suffix == ".parquet" else None
         filled = fill(
@@ -168,12 +169,20 @@ def _priced(asked: Asked) -> bool:
     return bool(asked.who) and address(asked.who)[0] in PRICES
 
 
-def _open(asked: Asked, ledger: Path, seed: int, stack: ExitStack, load: Callable[[str], LM], paid: int) -> Responder:
+def _twins(one: Asked, before: Sequence[Asked]) -> int:
+    """How many responders before one ask the same model in the same way."""
+    ways = [(other.who, other.system, other.temperature, other.max_tokens) for other in (one, *before)]
+    return ways[1:].count(ways[0])
+
+
+def _open(
+    asked: Asked, twin: int, ledger: Path, seed: int, stack: ExitStack, load: Callable[[str], LM], paid: int
+) -> Responder:
     """A responder, ready; the ``paid`` ones share what the environment's limit of dollars leaves."""
     if asked.who:
         among = paid if _priced(asked) else None
         judge = connect(asked.who, ledger, seed, among=among, attempts=TRIES, concurrency=asked.concurrency)
-        return Endpoint(asked, stack.enter_context(judge))
+        return Endpoint(asked, stack.enter_context(judge), twin)
     book = Ledger(ledger)
     stack.callback(book.close)
     return Local(asked, load(asked.model), book)

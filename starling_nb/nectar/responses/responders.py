@@ -105,9 +105,13 @@ class Model:
 
 @dataclass(frozen=True)
 class Endpoint(Model):
-    """A model behind a server; ``judge`` is the client that asks it (its ledger, limits and budget hold)."""
+    """A model behind a server; ``judge`` is the client that asks it (its ledger, limits and budget hold).
+
+    ``twin`` counts the responders before it that ask the same model in the same way: each of them draws for itself.
+    """
 
     judge: Judge
+    twin: int = 0
 
     def answer(self, prompts: Sequence[Any], seed: int, faults: Callable[[str], object]) -> dict[str, str]:
         """Usable answers by prompt id.
@@ -116,7 +120,8 @@ class Endpoint(Model):
             JudgeUnavailable, BudgetExceeded: asking came to an end for every request.
         """
         settings = self.settings
-        params = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "seed": seed}
+        own = seed + 1_000_003 * self.twin
+        params = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "seed": own}
         met: set[tuple[str, str, str]] = set()  # prompt, fault, reply: a reply is read more than once
 
         def checked(reply: str, id: str) -> str:
