@@ -14,13 +14,14 @@ from starling_nb.models import LM
 from starling_nb.policy.hydra import Hydra
 
 
-def save(hydra: Hydra, path: Path, base: str) -> None:
-    """Write the top blocks, in float32 as they were trained, and where they belong."""
+def save(hydra: Hydra, path: Path, base: str, reward: str = "") -> None:
+    """Write the top blocks, in float32 as they were trained, where they belong, and which reward model they followed
+    (empty: that of the run)."""
     parts = {"layers": hydra.top.plain(), "norm": hydra.top.norm}
     named = {f"{part}.{name}": value for part, one in parts.items() for name, value in one.state_dict().items()}
     weights = {name: value.detach().float().contiguous() for name, value in named.items()}
     with files.replacing(path) as part:
-        save_file(weights, part, metadata={"base": base, "start": str(hydra.start)})
+        save_file(weights, part, metadata={"base": base, "start": str(hydra.start), "reward": reward})
 
 
 def load(lm: LM, path: Path) -> LM:
@@ -48,6 +49,12 @@ def load(lm: LM, path: Path) -> LM:
         for name, value in placed.items():
             state[name].copy_(value)
     return found
+
+
+def followed(path: Path, own: Path) -> str | Path:
+    """The reward model that a policy's file names; ``own``, that of its run, where it names none."""
+    with safe_open(path, "pt") as archive:
+        return (archive.metadata() or {}).get("reward") or own
 
 
 def _block(name: str) -> int:

@@ -31,6 +31,9 @@ def test_the_file_lays_the_tuned_blocks_over_a_copy_of_the_start_model(family: s
     before = toy.weights(lm.model)
     hydra = tuned(lm)
     checkpoint.save(hydra, tmp_path / "policy.safetensors", base=lm.name)
+    assert checkpoint.followed(tmp_path / "policy.safetensors", tmp_path / "own") == tmp_path / "own"
+    checkpoint.save(hydra, tmp_path / "policy.safetensors", lm.name, "hub/reward")
+    assert checkpoint.followed(tmp_path / "policy.safetensors", tmp_path / "own") == "hub/reward"
     found = checkpoint.load(lm, tmp_path / "policy.safetensors")
     assert toy.changed(before, lm.model) == set()
     changed = toy.changed(before, found.model)

@@ -65,6 +65,8 @@ def test_ragged_comparisons_are_read_as_a_scorer_reads_them() -> None:
     head = scorer.v_head.weight.detach()[0]
     for ours, theirs in zip(seen.scores(head), scoring.predict(scorer, ready, torch.float32), strict=True):
         assert ours == pytest.approx(theirs, abs=1e-5)
+    whole = heads.read(lm, scoring.prepare(lm, every, "full"), "both", "full")
+    torch.testing.assert_close(whole.states, seen.states, rtol=1e-5, atol=1e-5)
     lower = heads.read(lm, scoring.prepare(lm, every, "last:2"), "both", "last:2")
     torch.testing.assert_close(lower.states, seen.states, rtol=1e-5, atol=1e-5)
     part = seen.some([2, 0])

@@ -15,7 +15,7 @@ import toy
 from starling_nb.blocks import Top
 from starling_nb.errors import StarlingError
 from starling_nb.models import LM
-from starling_nb.reward import scoring, training
+from starling_nb.reward import RewardError, scoring, training
 from starling_nb.reward.metrics import pairs
 from starling_nb.reward.model import READOUTS
 from starling_nb.reward.scoring import Prepared, Scorer
@@ -97,6 +97,24 @@ def test_a_loss_in_bfloat16_falls_as_well() -> None:
     scorer, history, _ = training.train(lm, ready, replace(QUICK, epochs=15, batch=4))
     assert history[-1]["loss"] < 0.5 * history[0]["loss"]
     assert all(parameter.dtype == torch.float32 for parameter in scorer.parameters())
+
+
+def test_scores_in_bfloat16_are_not_rounded_to_it() -> None:
+    lm = toy.lm(dtype=torch.bfloat16)
+    ready = prepared(lm)
+    scorer, _, _ = training.train(lm, ready, QUICK)
+    with torch.no_grad():
+        scorer.v_head.weight.mul_(100)
+    scores = torch.tensor([score for one in scoring.predict(scorer, ready, torch.bfloat16) for score in one])
+    assert not torch.equal(scores, scores.bfloat16().float())
+
+
+def test_a_backbone_that_no_reward_model_is_read_from_is_refused() -> None:
+    lm = toy.lm()
+    lm.model.config.model_type = "gemma"
+    for begin in (lambda: scoring.fresh(lm, "last:2", "both"), lambda: scoring.prepare(lm, [], "last:2")):
+        with pytest.raises(RewardError, match="gemma cannot be read, only llama"):
+            begin()
 
 
 def test_the_schedule_warms_up_and_decays_to_a_tenth() -> None:

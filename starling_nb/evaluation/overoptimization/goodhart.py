@@ -128,8 +128,13 @@ def grading(messages: Sequence[Message], answer: str) -> list[Message]:
 def beyond(start: LM, tuned: LM, alphas: Sequence[float]) -> dict[str, LM]:
     """Policies along the way from the start through the tuned model and past it, by name (ExPO, arXiv 2404.16792).
 
-    They stand in for a longer run where there is none; 0 is the tuned model itself.
+    They stand in for a longer run where there is none; 0 is the tuned model itself, by which the others are measured.
+
+    Raises:
+        EvaluationError: it is not among them.
     """
+    if 0 not in alphas:
+        raise EvaluationError(f"beyond = {list(alphas)}: 0, the tuned model itself, has to be among them")
     return {f"APA × {1 + alpha:g}": extrapolate(start, tuned, alpha) if alpha else tuned for alpha in alphas}
 
 
