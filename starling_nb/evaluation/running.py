@@ -18,6 +18,8 @@ from starling_nb.evaluation.mt_bench import formats as mt_bench_files
 from starling_nb.evaluation.mt_bench import official
 from starling_nb.evaluation.problems import gsm8k
 from starling_nb.judge import Judge, Outcome
+from starling_nb.judge.simulation import judge as simulation
+from starling_nb.judge.wire import server
 from starling_nb.models import LM
 from starling_nb.policy import checkpoint
 from starling_nb.stats import Interval, mean_interval
@@ -88,8 +90,19 @@ def run(plan: Plan, judge: Judge | None = None) -> pd.DataFrame:
         found = pd.DataFrame(told["rows"], columns=COLUMNS[1:]).assign(bench=bench)[COLUMNS]
         tables.append(found.astype(dict.fromkeys(["value", "low", "high"], float)))
     table = pd.concat(tables, ignore_index=True)
-    files.write_text(plan.out / "evaluation.csv", table.to_csv(index=False))
+    _write(plan.out, table, about)
     return table
+
+
+def _write(out: Path, table: pd.DataFrame, about: dict[str, Any]) -> None:
+    """The table as csv, with what other benchmarks have left of the same models, judge and settings."""
+    path = out / "evaluation.csv"
+    if path.exists():
+        others = [name for name in BENCHES if name not in set(table.bench) and (out / f"{name}.json").exists()]
+        same = [name for name in others if files.read_json(out / f"{name}.json").get("about") == about]
+        before = pd.read_csv(path)
+        table = pd.concat([before[before.bench.isin(same)], table], ignore_index=True)
+    files.write_text(path, table.to_csv(index=False))
 
 
 def _chosen(plan: Plan, judge: Judge | None) -> tuple[str, ...]:
@@ -108,11 +121,16 @@ def _pair(plan: Plan) -> dict[str, LM]:
 
 
 def _about(plan: Plan, pair: Pair, judge: Judge | None) -> dict[str, Any]:
-    """What decides the figures: models by their weights, the judge by name, and the settings."""
+    """What decides the figures: models by their weights, the judge by name and server, questions and settings."""
     weights = {name: lm.fingerprint() for name, lm in pair.items()}
     told = {name: str(value) for name, value in vars(plan).items() if name not in ("out", "benches")}
     told["instructions"] = files.hash_file(plan.instructions) if plan.instructions else "embedded"
-    return {**told, "weights": weights, "judge": judge.model if judge is not None else ""}
+    told["data"] = files.hash_value({path.name: files.hash_file(path) for path in sorted(files.DATA.glob("bench_*"))})
+    asked = {"judge": "", "server": ""}
+    if judge is not None:
+        simulated = judge.model.startswith(f"{simulation.MODEL}@")  # at another port each time
+        asked = {"judge": judge.model, "server": "" if simulated else server(judge.base_url)}
+    return {**told, "weights": weights, **asked}
 
 
 def _mt_bench(plan: Plan, pair: Pair, judge: Judge) -> Iterator[Row]:

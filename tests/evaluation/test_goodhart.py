@@ -32,6 +32,18 @@ def moved(lm: LM) -> LM:
     return other
 
 
+def test_a_few_unreadable_grades_cost_few_prompts() -> None:
+    random = np.random.default_rng(0)
+    rows = [{"prompt_id": f"p{p}", "sample": s, "kl": 0.0} for p in range(40) for s in range(16)]
+    start = pd.DataFrame(rows).assign(**{name: random.normal(size=640) for name in goodhart.MEASURES})
+    start.loc[random.random(640) < 0.03, "judge"] = np.nan
+    after = {name: start.assign(kl=kl, proxy=start.proxy + kl) for name, kl in (("a", 1.0), ("b", 2.0))}
+    found = goodhart.watch(start, after, "run")
+    best = found.points[found.points.way == "best of n"]
+    assert best.n.min() >= 36
+    assert "n = 8" in set(best.point)
+
+
 def test_divergence_is_that_of_two_whole_models() -> None:
     lm = toy.lm()
     tuned = moved(lm)

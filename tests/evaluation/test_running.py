@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -116,6 +117,20 @@ def test_what_is_done_is_not_asked_again(
         pd.testing.assert_frame_equal(again, table)
         with pytest.raises(AssertionError, match="asked again"):
             running.run(plan(folder, out, seed=1), judge)
+        other = SimpleNamespace(model="m", base_url="http://127.0.0.1:1/v1")
+        about = [running._about(plan(folder, out), {}, one) for one in (judge, other)]  # type: ignore[arg-type]
+    assert [one["server"] for one in about] == ["", "http://127.0.0.1:1/v1"]
+
+
+def test_the_table_keeps_what_other_benchmarks_have_left(folder: Path, tmp_path: Path) -> None:
+    def benches() -> set[str]:
+        return set(pd.read_csv(tmp_path / "evaluation.csv").bench)
+
+    running.run(plan(folder, tmp_path, benches=("mmlu",)))
+    running.run(plan(folder, tmp_path, benches=("safety",)))
+    assert benches() == {"mmlu", "safety"}
+    running.run(plan(folder, tmp_path, benches=("safety",), seed=1))
+    assert benches() == {"safety"}
 
 
 def test_a_broken_off_evaluation_keeps_the_benchmarks_that_were_done(
@@ -159,6 +174,7 @@ class Sevens:
     """A judge that gives every answer a seven, as FastChat's prompts ask for it, and keeps what it was asked; the first
     ``silent`` requests stay unanswered."""
 
+    base_url = None
     model = "sevens"
 
     def __init__(self, silent: int = 0) -> None:
