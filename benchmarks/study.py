@@ -229,7 +229,8 @@ def gather(folder: Path, profile: str) -> None:
     steps = {name: pd.DataFrame(note["history"]).round(6).to_dict("list") for name, note in notes.items()}
     stops = {path.name.removesuffix(".stopped.json"): path for path in (folder / "arms").glob("*.stopped.json")}
     reasons = {name: files.read_json(path)["reason"] for name, path in sorted(stops.items())}
-    commits = sorted({commit for note in notes.values() for commit in note["commits"]})
+    # An APA arm that its extrapolation trained, in its own process, has none.
+    commits = sorted({commit for note in notes.values() for commit in note.get("commits", ())})
     about = {"profile": profile, "rates": rates, "stopped": reasons, "recipe": asdict(ground(folder, profile).recipe)}
     records.keep("study/policy.json", about | {"commits": commits, "missing": len(every) - len(found), "steps": steps})
     with files.replacing(records.FOLDER / "study" / "policy.parquet") as part:

@@ -159,10 +159,12 @@ def of_every_kind() -> pd.DataFrame:
 def test_each_chapter_holds_the_arms_that_differ_in_its_one_thing() -> None:
     def held(varied: str) -> set[tuple[str, str]]:
         found = effects.chapter(of_every_kind(), varied)
-        column = {"method": "split", "trainable": "changes", "switches": "changes"}.get(varied, varied)
+        others = {"method": "split", "beyond": "split", "trainable": "changes", "switches": "changes"}
+        column = others.get(varied, varied)
         return set(zip(found.method, found[column].map(effects.further), strict=True))
 
-    assert {method for method, _ in held("method")} == {"start", "apa", "dpo", "best of 3", "expo"}
+    assert {method for method, _ in held("method")} == {"start", "apa", "dpo", "best of 3"}
+    assert {method for method, _ in held("beyond")} == {"start", "apa", "expo"}
     assert held("labels") == {("start", "full"), ("apa", "full"), ("apa", "noise")}
     assert held("start") == {(m, s) for m in ("start", "apa", "dpo", "best of 3") for s in ("chat", "imitation")}
     assert held("trainable") == {("start", ""), ("apa", ""), ("apa", "trainable=lora:8")}

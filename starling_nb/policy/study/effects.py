@@ -46,7 +46,8 @@ def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
     Args:
         study: from :func:`read`.
         varied: ``method`` keeps the plain arms of every method. ``labels``, ``start``, ``trainable`` and ``switches``
-            (every other switch of the recipe) add the arms that differ in it, and keep the methods that have such arms.
+            (every other switch of the recipe) add the arms that differ in it, and keep the methods that have such arms;
+            ``beyond`` keeps APA and its extrapolation, which the others leave out.
 
     Raises:
         StarlingError: another ``varied``.
@@ -58,6 +59,7 @@ def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
         "start": study.start != "chat",
         "trainable": blocks,
         "switches": (own != "") & ~blocks,
+        "beyond": study.method == "expo",
     }
     if varied not in ("method", *differs):
         raise StarlingError(f"varied = {varied!r}: choose one of method, {', '.join(differs)}")
@@ -65,7 +67,8 @@ def chapter(study: pd.DataFrame, varied: str = "method") -> pd.DataFrame:
     rows = study[~others & (study.split == "test")]
     if varied == "method":
         return _in_all(rows[rows.method != DEMONSTRATION])
-    return _in_all(rows[rows.method.isin({"start", *rows.method[differs[varied]]})])
+    whole = {"start", "apa"} if varied == "beyond" else {"start"}
+    return _in_all(rows[rows.method.isin({*whole, *rows.method[differs[varied]]})])
 
 
 def _in_all(rows: pd.DataFrame) -> pd.DataFrame:
