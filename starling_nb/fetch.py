@@ -48,7 +48,7 @@ class Wheel:
         """The downloaded file, if it is there and whole."""
         stem = re.sub(r"[-_.]+", "_", self.name).lower()
         for path in sorted((files.cache_dir() / "wheels").glob("*.whl")):
-            name, version, *_ = path.name.split("-")
+            name, version, *_ = [*path.name.split("-"), ""]
             same = re.sub(r"[-_.]+", "_", name).lower() == stem and version == self.version
             if same and files.hash_file(path) == self.sha256:
                 return path

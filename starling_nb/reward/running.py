@@ -81,8 +81,9 @@ def run(plan: Plan, named: Named) -> Trained | None:
     with processes.main_process_first():  # it may have to fetch and convert the model
         lm = models.load(plan.base, dtype=plan.dtype, template=plan.template)
     lm = models.shallow(lm, plan.depth) if plan.depth else lm
-    parts, dropped = ranked.read(plan.data, lm.chat, plan.held_out, plan.limit)
-    size = {"limit": plan.limit, "row_tokens": plan.recipe.row_tokens}
+    limit = min(plan.limit, lm.window)  # the finished model reads no further
+    parts, dropped = ranked.read(plan.data, lm.chat, plan.held_out, limit)
+    size = {"limit": limit, "row_tokens": plan.recipe.row_tokens}
     ready = {
         part: scoring.prepare(lm, parts[part], plan.recipe.trainable, named(f"trunk, {part}"), **size)
         for part in ("train", "test")

@@ -195,14 +195,16 @@ def flat_scores(scores: Scores, least: float = 1e-3) -> str | None:
 
 
 def at_chance(accuracy: Interval) -> str | None:
-    """A warning if an accuracy cannot be told from a coin's: its interval contains 0.5, or there is none."""
+    """A warning if an accuracy is not shown to be above a coin's: its interval begins below 0.5, or there is none."""
     if not math.isfinite(accuracy.low) or not math.isfinite(accuracy.high):
         return (
             f"the accuracy of {accuracy.value:.3f} has no interval: {accuracy.n} prompt(s) cannot tell it from chance"
         )
-    if not accuracy.low <= 0.5 <= accuracy.high:
+    if accuracy.low > 0.5:
         return None
     span = f"{accuracy.value:.3f} [{accuracy.low:.3f}, {accuracy.high:.3f}]"
+    if accuracy.high < 0.5:
+        return f"the accuracy of {span} is worse than chance (0.5): is rank 1 the best answer in these data?"
     return f"the accuracy of {span} may be chance (0.5): train longer, or test on more prompts"
 
 

@@ -97,6 +97,8 @@ def broken(**changes: Any) -> dict[str, Any]:
     ("bad", "told"),
     [
         (broken(rank=float("nan")), "row 1: every answer needs a rank that is a finite number"),
+        (broken(rank=True), "row 1: every answer needs a rank that is a finite number"),
+        ([], "row 1: it is no JSON object"),
         (broken(rank=None), "finite number"),
         (broken(rank="1"), "finite number"),
         (broken(answer=None), "its text"),

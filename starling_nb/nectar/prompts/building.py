@@ -26,7 +26,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.nectar import tables
 from starling_nb.nectar.prompts import filters, mixture
 from starling_nb.nectar.prompts.decontamination import EvaluationIndex
-from starling_nb.nectar.prompts.duplicates import DuplicateIndex
+from starling_nb.nectar.prompts.duplicates import DuplicateIndex, same_question
 from starling_nb.nectar.prompts.embedded import key
 from starling_nb.nectar.prompts.settings import Settings, SourceSettings, own_benches
 from starling_nb.nectar.prompts.shapes import RawPrompt, Skipped
@@ -157,7 +157,8 @@ class _Builder:
         if same is not None:
             report.merged += 1
             self._repeats[same.number].append(number)
-            if same.near and not self.settings.duplicates.near_answers:
+            whole = same.near or same_question(self._messages(same.number), item.messages)
+            if not whole or (same.near and not self.settings.duplicates.near_answers):
                 row["answers"] = []
             self.spool.append(row)
             return

@@ -33,6 +33,7 @@ BAND_BYTES, KEY_BYTES = 90, 190
 
 _WORD = re.compile(r"\w+")
 _NUMBER = re.compile(r"\d+")
+_PUNCTUATION = re.compile(r"[\s;:!?'\"‘’“”„«»()…]|[.,](?!\d)")
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,13 @@ def exact_key(messages: Sequence[Message]) -> bytes:
         lowered = message["content"].lower()
         turns.append("".join(filter(str.isalnum, lowered)) or " ".join(lowered.split()))
     return hashlib.blake2b("\n\n".join(turns).encode(), digest_size=16).digest()
+
+
+def same_question(one: Sequence[Message], other: Sequence[Message]) -> bool:
+    """Whether conversations of one :func:`exact_key` differ in case, space and punctuation alone, so that an answer to
+    one answers the other; ``12 + 7`` and ``12 - 7`` do not, nor do C++ and C#, 1.5 and 15."""
+    texts = [[_PUNCTUATION.sub("", message["content"].lower()) for message in turns] for turns in (one, other)]
+    return texts[0] == texts[1]
 
 
 def shingles(messages: Sequence[Message], words: int) -> set[str]:

@@ -17,7 +17,7 @@ from starling_nb.errors import StarlingError
 from starling_nb.policy.study.effects import matrix
 from starling_nb.stats import crossed_interval
 
-PARTS = ["labels", "method", "labels × method", "seed", "labels minus method"]
+PARTS = ["labels", "method", "interaction", "seed", "labels minus method"]
 Floats = NDArray[np.float64]
 
 
@@ -30,7 +30,7 @@ def parts(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
     covers 95 to 100 %.
 
     Returns:
-        Rows labels, method, labels × method, seed (all that seeds do; not with one seed), and labels minus method;
+        Rows labels, method, interaction, seed (all that seeds do; not with one seed), and labels minus method;
         value in squared units of ``column``; share of the sum of all but the last, without an interval: where arms
         hardly differ it says nothing (NaN for the last, and where that sum is not above 0).
 

@@ -83,6 +83,23 @@ def test_a_merged_row_keeps_every_origin_and_answer(tmp_path: Path) -> None:
     assert rows[asked("a", 6)]["source"] == ["a"]
 
 
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("What is 12 + 7, by hand?", "what is 12 + 7 by hand", True),
+        ("What is 12 + 7, by hand?", "What is 12 - 7, by hand?", False),
+        ("Which books teach C++ best?", "Which books teach C# best?", False),
+        ("What is the half of 1.5, please?", "What is the half of 15, please?", False),
+    ],
+)
+def test_answers_are_taken_over_by_the_same_question_alone(tmp_path: Path, one: str, other: str, same: bool) -> None:
+    one, other = (f"Tell me in a few plain words, if you can: {text}" for text in (one, other))
+    rows = [{"prompt": text, "answers": [{"model": "m", "answer": text[::-1]}]} for text in (one, other)]
+    build(settings(tmp_path, sources=[own(tmp_path, "c", 5, *rows)]), tmp_path / "out.jsonl")
+    (found,) = (row for row in files.read_jsonl(tmp_path / "out.jsonl") if row["messages"][0]["content"] == one)
+    assert [answer["answer"] for answer in found["answers"]] == [one[::-1], other[::-1]][: 1 + same]
+
+
 def test_answers_of_near_duplicates_can_be_left_out(tmp_path: Path) -> None:
     more = [{"prompt": asked("c", 3).replace("?", " indeed?"), "answers": [{"model": "c", "answer": "near"}]}]
     more += [{"prompt": asked("c", 4).upper(), "answers": [{"model": "c", "answer": "exact"}]}]
