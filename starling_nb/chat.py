@@ -101,10 +101,10 @@ class ChatFormat:
             raise ChatError("the tokenizer closes the open turn with an end token: load it with add_eos_token=False")
         return ids
 
-    def fault(self, messages: Sequence[Message]) -> str:
-        """Why no prompt can be made of a conversation, as :meth:`prompt_ids` says it; empty where one can."""
+    def fault(self, messages: Sequence[Message], answer: str = "") -> str:
+        """Why a prompt with its answer cannot be encoded, as :meth:`encode` says it; empty where it can."""
         try:
-            self.prompt_ids(messages)
+            self.encode(messages, answer)
         except ChatError as error:
             return str(error)
         return ""

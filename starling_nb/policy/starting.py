@@ -49,7 +49,6 @@ def askable(
     """Prompts that a model can be asked, and whose answers the reward model can score: they can be written in the chat
     formats of both, leave room for an answer of ``new_tokens``, and are no longer than ``prompt_tokens``, if any.
     ``say`` is told of the others, which would stop a training in the step that meets them."""
-
     found, told = [], []
     longest = min(prompt_tokens or lm.window, lm.window - new_tokens)
     for prompt, unread in zip(asked, reward.faults([prompt.messages for prompt in asked]), strict=True):

@@ -11,7 +11,7 @@ import pandas as pd
 from accelerate import PartialState
 
 from starling_nb import files, models
-from starling_nb.chat import ChatError, Message
+from starling_nb.chat import Message
 from starling_nb.errors import StarlingError
 from starling_nb.reward import card, scoreboard, scoring
 from starling_nb.reward import comparisons as ranked
@@ -135,7 +135,7 @@ def score(model: RewardModel, source: Path, out: Path) -> Scored:
     else:
         pairs = list(_answers(ranked.load(source)))
         told, texts = [one for one, _ in pairs], [text for _, text in pairs]
-    faults = [_fault(model, text) for text in texts]
+    faults = [model.chat.fault(text[:-1], text[-1]["content"]) for text in texts]
     scores = iter(model.score([text for text, fault in zip(texts, faults, strict=True) if not fault], truncate=True))
     told = [
         one | ({"score": None, "error": fault} if fault else {"score": next(scores)})
@@ -143,15 +143,6 @@ def score(model: RewardModel, source: Path, out: Path) -> Scored:
     ]
     files.write_jsonl(out, told)
     return Scored(sum(not fault for fault in faults), model.truncated, sum(map(bool, faults)))
-
-
-def _fault(model: RewardModel, conversation: Sequence[Message]) -> str:
-    """Why a conversation cannot be written in the model's chat format; empty where it can."""
-    try:
-        model.chat.encode(conversation[:-1], conversation[-1]["content"])
-    except ChatError as error:
-        return str(error)
-    return ""
 
 
 def _answers(every: Sequence[Comparison]) -> Iterator[tuple[dict[str, Any], list[Message]]]:

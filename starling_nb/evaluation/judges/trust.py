@@ -75,9 +75,8 @@ def of_sets(judge: Judge, n: int, seed: int = 0) -> pd.DataFrame:
     found = []
     for name in SETS:
         pairs = pair_sets.read(name)
-        some = pairs.loc[
-            pairs["pair_id"].map(files.hash_value).sort_values(kind="stable").index[: n or None]
-        ].sort_index()
+        order = pairs["pair_id"].map(files.hash_value).sort_values(kind="stable").index
+        some = pairs.loc[order[: n or None]].sort_index()
         found.append(pair_sets.figures(name, pair_sets.ask(judge, some, seed=seed), some).assign(on=name))
     table = pd.concat([one.set_index("on").reset_index() for one in found], ignore_index=True)
     table.attrs = {}

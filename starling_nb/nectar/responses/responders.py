@@ -120,7 +120,7 @@ class Endpoint(Model):
             JudgeUnavailable, BudgetExceeded: asking came to an end for every request.
         """
         settings = self.settings
-        own = seed + 1_000_003 * self.twin
+        own = seed + 1_000_003 * self.twin  # further apart than a request's tries, each of which adds one
         params = {"temperature": settings.temperature, "max_tokens": settings.max_tokens, "seed": own}
         met: set[tuple[str, str, str]] = set()  # prompt, fault, reply: a reply is read more than once
 

@@ -41,11 +41,10 @@ def parts(study: pd.DataFrame, column: str = "utility") -> pd.DataFrame:
     if table.shape[3] < 3:
         table = table[..., :1]
     value, (prompts, seeds) = _parts(table), table.shape[2:]
-    by_prompt = _jackknife(table, 2)
-    by_seed = _jackknife(table, 3) if seeds > 1 else 0 * by_prompt
-    both = by_prompt + by_seed
-    quantiles = by_prompt * _quantile(prompts) + (by_seed * _quantile(seeds) if seeds > 1 else 0)
-    half = quantiles / np.where(both > 0, both, 1) * np.sqrt(both)
+    spreads = {axis: _jackknife(table, axis) for axis in (2, 3) if table.shape[axis] > 1}
+    both = sum(spreads.values(), np.zeros(len(PARTS)))
+    weighted = sum((spread * _quantile(table.shape[axis]) for axis, spread in spreads.items()), np.zeros(len(PARTS)))
+    half = weighted / np.where(both > 0, both, 1) * np.sqrt(both)
     whole = np.nansum(value[:4])
     share = np.append(value[:4] / whole if whole > 0 else np.full(4, np.nan), np.nan)
     told = {"value": value, "low": value - half, "high": value + half, "n": prompts, "seeds": seeds, "share": share}
